@@ -1,0 +1,333 @@
+"""Every way Corolla can fail, on one page, sorted by whose fault it is.
+
+::
+
+    Error
+    ├── UsageError          the caller's mistake
+    │   ├── ConfigError         a setting that is unknown or impossible
+    │   ├── SessionClosed       a session used after its end
+    │   └── ContextTooLong      more tokens than the model or the lease has room for
+    ├── SwarmError          the network's condition
+    │   ├── NoChain             some blocks have no server
+    │   └── BootstrapFailed     no peer of the swarm could be reached
+    ├── PeerError           one peer's failure
+    │   ├── PeerUnreachable     could not be dialled
+    │   ├── PeerTimeout         did not answer within the deadline
+    │   ├── PeerLost            the stream broke in the middle
+    │   ├── PeerBusy            has no room now; says when to come back
+    │   ├── PeerOutdated        speaks another version of the protocol
+    │   ├── PeerFailed          failed by its own account
+    │   └── PeerMisbehaved      sent something that an honest peer never sends
+    ├── WireError           bytes that break the protocol
+    │   ├── LocalProtocolError  we were about to send them (our bug)
+    │   ├── RemoteProtocolError a peer sent them
+    │   ├── FrameTooLarge       a frame over the limit, from either side
+    │   └── CodecError          a payload that does not fit its description
+    ├── CapacityError       this server's limits
+    │   ├── CacheFull           no free KV pages
+    │   └── SpanTooLarge        the span does not fit into memory
+    ├── ModelError          the model's files
+    │   ├── ModelNotFound       no such model
+    │   ├── UnsupportedModel    a model that cannot be split exactly
+    │   └── BadCheckpoint       files that are missing, damaged or unsafe
+    └── InternalError       a bug in Corolla
+
+Each class declares what the rest of the program needs to know about it: ``code`` (its name on the wire), ``http_status``
+(for the gateway), ``retry`` (whether the same or another peer may succeed) and ``ban_s`` (for how long to avoid the peer).
+Retrying, banning, the gateway and the wire read these attributes; nothing matches on a message or climbs an ``isinstance``
+ladder. Messages say what happened, to whom, the number, and the remedy.
+"""
+
+from typing import ClassVar, Literal
+
+__all__ = [
+    "BadCheckpoint",
+    "BootstrapFailed",
+    "CacheFull",
+    "CapacityError",
+    "CodecError",
+    "ConfigError",
+    "ContextTooLong",
+    "Error",
+    "FrameTooLarge",
+    "InternalError",
+    "LocalProtocolError",
+    "ModelError",
+    "ModelNotFound",
+    "NoChain",
+    "PeerBusy",
+    "PeerError",
+    "PeerFailed",
+    "PeerLost",
+    "PeerMisbehaved",
+    "PeerOutdated",
+    "PeerTimeout",
+    "PeerUnreachable",
+    "RemoteProtocolError",
+    "SessionClosed",
+    "SpanTooLarge",
+    "SwarmError",
+    "UnsupportedModel",
+    "UsageError",
+    "Retry",
+    "WireError",
+    "revive",
+]
+
+Retry = Literal["never", "same", "other"]  # may the same, or another, peer succeed?
+
+
+class Error(Exception):
+    """Anything that Corolla raises on purpose.
+
+    Args:
+        message: What happened, to whom, the number, and the remedy.
+    """
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    retry: ClassVar[Retry] = "never"
+    ban_s: ClassVar[float] = 0.0
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UsageError(Error):
+    """The caller asked for something that cannot be: retrying will not help and no peer is to blame."""
+
+    code = "usage"
+    http_status = 400
+
+
+class ConfigError(UsageError):
+    """A setting that is unknown, malformed or contradicts another."""
+
+    code = "config"
+
+
+class SessionClosed(UsageError):
+    """A session was used after it was closed or had failed."""
+
+    code = "session_closed"
+    http_status = 409
+
+
+class ContextTooLong(UsageError):
+    """More tokens than the model's context or the session's lease can hold."""
+
+    code = "context_too_long"
+
+
+class SwarmError(Error):
+    """The swarm as a whole cannot do this now; later it may."""
+
+    code = "swarm"
+    http_status = 503
+    retry = "other"
+
+
+class NoChain(SwarmError):
+    """No servers cover some blocks."""
+
+    code = "no_chain"
+
+
+class BootstrapFailed(SwarmError):
+    """None of the given peers could be reached, so the swarm cannot be entered."""
+
+    code = "bootstrap"
+
+
+class PeerError(Error):
+    """One peer failed; another may succeed.
+
+    Args:
+        message: What happened.
+        peer: The id of the peer, where it is known.
+    """
+
+    code = "peer"
+    http_status = 502
+    retry = "other"
+    ban_s = 15.0
+
+    def __init__(self, message: str, *, peer: str | None = None) -> None:
+        super().__init__(message)
+        self.peer = peer
+
+
+class PeerUnreachable(PeerError):
+    """The peer could not be dialled at any of its addresses."""
+
+    code = "peer_unreachable"
+
+
+class PeerTimeout(PeerError):
+    """The peer did not answer before the deadline."""
+
+    code = "peer_timeout"
+    http_status = 504
+
+
+class PeerLost(PeerError):
+    """The stream to the peer broke while something was under way."""
+
+    code = "peer_lost"
+
+
+class PeerBusy(PeerError):
+    """The peer is healthy but has no room now.
+
+    Args:
+        message: What it lacks.
+        peer: The id of the peer, where it is known.
+        retry_after_s: When it expects to have room, in seconds.
+    """
+
+    code = "peer_busy"
+    http_status = 503
+    ban_s = 0.0
+
+    def __init__(self, message: str, *, peer: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, peer=peer)
+        self.retry_after_s = retry_after_s
+
+
+class PeerOutdated(PeerError):
+    """The peer speaks a version of the protocol that this one does not."""
+
+    code = "peer_outdated"
+    ban_s = 600.0
+
+
+class PeerFailed(PeerError):
+    """The peer reported an internal failure of its own."""
+
+    code = "peer_failed"
+
+
+class PeerMisbehaved(PeerError):
+    """The peer sent something that an honest peer never sends; the message holds the evidence."""
+
+    code = "peer_misbehaved"
+    ban_s = 3600.0
+
+
+class WireError(Error):
+    """Bytes that break the protocol."""
+
+    code = "wire"
+    http_status = 502
+
+
+class LocalProtocolError(WireError):
+    """We were about to break the protocol ourselves: a bug on this side."""
+
+    code = "local_protocol"
+    http_status = 500
+
+
+class RemoteProtocolError(WireError):
+    """The other side sent bytes that mean nothing in the protocol."""
+
+    code = "remote_protocol"
+    retry = "other"
+    ban_s = 600.0
+
+
+class FrameTooLarge(WireError):
+    """A frame over the limit of this protocol."""
+
+    code = "frame_too_large"
+    http_status = 413
+
+
+class CodecError(WireError):
+    """A payload that does not fit its description."""
+
+    code = "codec"
+
+
+class CapacityError(Error):
+    """This server cannot hold what was asked of it."""
+
+    code = "capacity"
+    http_status = 503
+    retry = "other"
+
+
+class CacheFull(CapacityError):
+    """The KV pool has too few free pages."""
+
+    code = "cache_full"
+
+
+class SpanTooLarge(CapacityError):
+    """The span needs more memory than this machine has free."""
+
+    code = "span_too_large"
+
+
+class ModelError(Error):
+    """Something is wrong with the model's files."""
+
+    code = "model"
+    http_status = 404
+
+
+class ModelNotFound(ModelError):
+    """No model of that name at that place."""
+
+    code = "model_not_found"
+
+
+class UnsupportedModel(ModelError):
+    """A model whose blocks cannot be run apart from each other with exact results."""
+
+    code = "unsupported_model"
+    http_status = 400
+
+
+class BadCheckpoint(ModelError):
+    """Weight files that are missing, damaged, or of a kind that could execute code."""
+
+    code = "bad_checkpoint"
+    http_status = 400
+
+
+class InternalError(Error):
+    """A bug in Corolla; please report it."""
+
+    code = "internal"
+
+
+def _walk(root: type[Error]) -> list[type[Error]]:
+    return [root, *(found for child in root.__subclasses__() for found in _walk(child))]
+
+
+def revive(code: str, message: str, *, peer: str, retry_after_s: float | None = None) -> Error:
+    """Make the error that a peer reported, as this side should see it.
+
+    A peer's internal error is that peer's failure, not a bug on this side; a code that this version does not know is
+    treated alike, so that newer peers may add errors.
+
+    Args:
+        code: The ``code`` of the error's class.
+        message: The peer's own words.
+        peer: The id of the peer that reported it.
+        retry_after_s: For :class:`PeerBusy`, when to come back.
+
+    Returns:
+        The error, ready to be raised; every :class:`PeerError` names the peer.
+    """
+    known = {cls.code: cls for cls in _walk(Error)}
+    cls = known.get(code, PeerFailed)
+    if cls in (InternalError, LocalProtocolError, Error):
+        cls = PeerFailed
+    if issubclass(cls, PeerBusy):
+        return cls(message, peer=peer, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
+    if issubclass(cls, PeerError):
+        return cls(message, peer=peer)
+    return cls(message)
