@@ -32,10 +32,10 @@
     │   └── BadCheckpoint       files that are missing, damaged or unsafe
     └── InternalError       a bug in Corolla
 
-Each class declares what the rest of the program needs to know about it: ``code`` (its name on the wire), ``http_status``
-(for the gateway), ``retry`` (whether the same or another peer may succeed) and ``ban_s`` (for how long to avoid the peer).
-Retrying, banning, the gateway and the wire read these attributes; nothing matches on a message or climbs an ``isinstance``
-ladder. Messages say what happened, to whom, the number, and the remedy.
+Each class declares what the rest of the program needs to know about it: ``code`` (its name on the wire),
+``http_status`` (for the gateway), ``retry`` (whether the same or another peer may succeed) and ``ban_s`` (for how
+long to avoid the peer). Retrying, banning, the gateway and the wire read these attributes; nothing matches on a
+message or climbs an ``isinstance`` ladder. Messages say what happened, to whom, the number, and the remedy.
 """
 
 from typing import ClassVar, Literal
@@ -64,12 +64,12 @@ __all__ = [
     "PeerTimeout",
     "PeerUnreachable",
     "RemoteProtocolError",
+    "Retry",
     "SessionClosed",
     "SpanTooLarge",
     "SwarmError",
     "UnsupportedModel",
     "UsageError",
-    "Retry",
     "WireError",
     "revive",
 ]

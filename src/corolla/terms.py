@@ -1,6 +1,7 @@
 """The glossary as frozen types: the words that every room shares, and nothing that acts.
 
-Knows no torch, clock, socket or file. Everything here may travel over the wire, so everything validates itself when made.
+Knows no torch, clock, socket or file. Everything here may travel over the wire, so everything validates itself when
+made.
 """
 
 from typing import Annotated, Literal, NewType
@@ -29,7 +30,7 @@ ModelId = NewType("ModelId", str)
 """What a set of weights is: the SHA-256 of its manifest, 64 hexadecimal digits."""
 
 Address = NewType("Address", str)
-"""Where a peer listens, by transport: ``tls://192.0.2.7:4001``; with the peer's id as its path, whom to expect there."""
+"""Where a peer listens, by transport: ``tls://192.0.2.7:4001``."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 """The number format that blocks compute in."""

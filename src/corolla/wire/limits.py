@@ -1,0 +1,25 @@
+"""The numbers that both sides of a stream agree on before they have said a word."""
+
+PROTOCOL_VERSION = 1
+"""Raised by any change that an older peer would misread; peers of different versions refuse each other by name."""
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""The typed part of a frame. A directory of a thousand announcements fits."""
+
+MAX_PAYLOAD_BYTES = 64 << 20
+"""The tensor part of a frame: 2,048 tokens of a model 8,192 wide in float32 fit exactly; clients cut longer prompts."""
+
+MAX_ROWS = 1024
+"""Sequences in one session."""
+
+MAX_STEP_TOKENS = 1 << 20
+"""Tokens in one step over all rows; in practice the payload's limit is met first."""
+
+MAX_TENSORS = 512
+"""Tensors in one payload: the output of every block of the deepest models, when all are asked for."""
+
+MAX_RECORDS = 2048
+"""Announcements in one message."""
+
+MAX_RECORD_BYTES = 4096
+"""One signed announcement."""

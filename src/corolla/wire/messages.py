@@ -1,0 +1,349 @@
+"""What peers say to each other: one frozen type a message, checked once, here, when it is decoded.
+
+A stream is a conversation between two peers. The side that opened it speaks first; every message that asks for
+something gets exactly one answer, a :class:`Failure` if need be. A session occupies its stream from
+:class:`OpenSession` until :class:`Closed` (``wire/states.py`` has the table); between sessions a stream can be used
+again.
+"""
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from corolla.errors import Error, PeerBusy, RemoteProtocolError, revive
+from corolla.terms import MODEL_ID_PATTERN as _MODEL_ID
+from corolla.terms import PEER_ID_PATTERN, DType, ModelId, PeerId, Span
+from corolla.wire.limits import MAX_RECORD_BYTES, MAX_RECORDS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TENSORS
+
+__all__ = [
+    "Ack",
+    "Backward",
+    "CloseSession",
+    "Closed",
+    "Failure",
+    "Forward",
+    "Gradients",
+    "Message",
+    "OpenSession",
+    "Output",
+    "Ping",
+    "Pong",
+    "Publish",
+    "Reconcile",
+    "Reconciled",
+    "Record",
+    "SessionOpened",
+    "Step",
+    "Subscribe",
+    "TensorMeta",
+    "Timing",
+    "decode_message",
+    "encode_message",
+    "expect",
+]
+
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Positive = Annotated[int, Meta(gt=0, le=2**31 - 1)]
+_Tokens = Annotated[int, Meta(ge=0, le=MAX_STEP_TOKENS)]
+_Row = Annotated[int, Meta(ge=0, lt=MAX_ROWS)]
+_Rows = Annotated[tuple[_Row, ...], Meta(max_length=MAX_ROWS)]
+_Counts = Annotated[tuple[_Tokens, ...], Meta(min_length=1, max_length=MAX_ROWS)]
+_Blocks = Annotated[tuple[_Count, ...], Meta(max_length=MAX_TENSORS)]
+_CodecName = Annotated[str, Meta(max_length=32)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+_Text = Annotated[str, Meta(max_length=4096)]
+_ModelId = Annotated[ModelId, Meta(pattern=_MODEL_ID)]
+_PeerId = Annotated[PeerId, Meta(pattern=PEER_ID_PATTERN)]
+
+
+class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
+    """How to read one tensor of a payload.
+
+    Args:
+        codec: The name of the codec that made the bytes.
+        dtype: The number format of the tensor before it was encoded, and again after it is decoded.
+        shape: Its axes, at most four, none of them empty.
+        nbytes: How many bytes of the payload it takes.
+    """
+
+    codec: _CodecName
+    dtype: DType
+    shape: Annotated[tuple[_Positive, ...], Meta(min_length=1, max_length=4)]
+    nbytes: _Count
+
+
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """Where a server's time went for one request, in seconds."""
+
+    queue_s: _Seconds
+    compute_s: _Seconds
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """The root of all messages; the class's name is its tag on the wire."""
+
+
+class Failure(Message, frozen=True, tag=True):
+    """The answer to a request that could not be met.
+
+    Args:
+        code: The ``code`` of a class in ``corolla/errors.py``.
+        message: What happened, for people.
+        retry_after_s: When the peer expects to have room again, if that is the trouble.
+    """
+
+    code: Annotated[str, Meta(max_length=64)]
+    message: _Text
+    retry_after_s: _Seconds | None = None
+
+    @classmethod
+    def of(cls, error: Error) -> "Failure":
+        """Put an error on the wire."""
+        retry_after_s = error.retry_after_s if isinstance(error, PeerBusy) else None
+        return cls(code=error.code, message=error.message[:4096], retry_after_s=retry_after_s)
+
+    def error(self, peer: PeerId) -> Error:
+        """Take the error off the wire, as reported by ``peer``."""
+        return revive(self.code, self.message, peer=peer, retry_after_s=self.retry_after_s)
+
+
+class Ack(Message, frozen=True, tag=True):
+    """The answer that says nothing but "done"."""
+
+
+class Ping(Message, frozen=True, tag=True):
+    """Asks for a :class:`Pong` at once; measures the round trip and whether the peer lives."""
+
+
+class Pong(Message, frozen=True, tag=True):
+    """Answers a :class:`Ping`."""
+
+
+class OpenSession(Message, frozen=True, tag=True):
+    """Asks a server for room to generate on; answered by :class:`SessionOpened`.
+
+    Args:
+        model: The weights that the client means. span: The blocks to run, within the server's span. rows: How many
+        sequences the session holds. max_tokens: How many tokens one row is expected to reach; admission counts on
+        it, growth beyond it is best effort. codec: How outputs should be encoded.
+    """
+
+    model: _ModelId
+    span: Span
+    rows: Annotated[int, Meta(gt=0, le=MAX_ROWS)]
+    max_tokens: Annotated[int, Meta(gt=0, le=MAX_STEP_TOKENS)]
+    codec: _CodecName
+
+
+class SessionOpened(Message, frozen=True, tag=True):
+    """The session's lease has begun.
+
+    Args:
+        lease_s: The session ends if nothing is heard of it for this long, in seconds.
+    """
+
+    lease_s: _Seconds
+
+
+class Step(Message, frozen=True, tag=True):
+    """Runs new tokens through the session's blocks; answered by :class:`Output`.
+
+    The payload is one tensor ``[N, D]``: the new tokens of all rows, row after row, without padding.
+
+    Args:
+        starts: For each row, how many tokens it keeps; fewer than it has rewinds it. counts: For each row, how many
+        new tokens follow; they add up to N. hidden: The payload's tensor. order: For each row, the row whose stored
+        tokens it continues; ``None`` leaves the rows as they are. Beam search
+            reorders with it. Applied before ``starts``.
+        taps: Absolute indices of blocks whose outputs are wanted as well.
+    """
+
+    starts: _Counts
+    counts: _Counts
+    hidden: TensorMeta
+    order: _Rows | None = None
+    taps: _Blocks = ()
+
+
+class Output(Message, frozen=True, tag=True):
+    """What blocks made of the tokens of a :class:`Step` or a :class:`Forward`.
+
+    Args:
+        tensors: The last block's output, then one for each tap, in the order asked for; each shaped like the input.
+        timing: Where the time went.
+    """
+
+    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    timing: Timing
+
+
+class CloseSession(Message, frozen=True, tag=True):
+    """Ends the session and frees its pages; answered by :class:`Closed`."""
+
+
+class Closed(Message, frozen=True, tag=True):
+    """The session is over and the stream is free for another."""
+
+
+class Forward(Message, frozen=True, tag=True):
+    """Runs whole sequences through blocks and keeps nothing; answered by :class:`Output`.
+
+    The payload is one tensor ``[B, T, D]``.
+
+    Args:
+        model: The weights that the client means.
+        span: The blocks to run, within the server's span.
+        hidden: The payload's tensor.
+        codec: How the output should be encoded.
+        attention_mask: One byte a token, ``B * T`` of them, 0 for padding; ``None`` if there is none.
+        position_ids: Little-endian int32, ``B * T`` of them; ``None`` for 0, 1, 2, ...
+        taps: Absolute indices of blocks whose outputs are wanted as well.
+    """
+
+    model: _ModelId
+    span: Span
+    hidden: TensorMeta
+    codec: _CodecName
+    attention_mask: bytes | None = None
+    position_ids: bytes | None = None
+    taps: _Blocks = ()
+
+
+class Backward(Message, frozen=True, tag=True):
+    """Asks for the gradient of blocks with respect to their input; answered by :class:`Gradients`.
+
+    The payload is two or more tensors ``[B, T, D]``: the input of the first block, then the gradient of the loss with
+    respect to the last block's output, then one for each tap. The server runs the blocks again from the input.
+
+    Args:
+        model: The weights that the client means.
+        span: The blocks to run, within the server's span.
+        tensors: The payload's tensors.
+        codec: How the gradient should be encoded.
+        attention_mask: As in the :class:`Forward`.
+        position_ids: As in the :class:`Forward`.
+        taps: As in the :class:`Forward`.
+    """
+
+    model: _ModelId
+    span: Span
+    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=2, max_length=MAX_TENSORS)]
+    codec: _CodecName
+    attention_mask: bytes | None = None
+    position_ids: bytes | None = None
+    taps: _Blocks = ()
+
+
+class Gradients(Message, frozen=True, tag=True):
+    """Answers :class:`Backward`: the gradient with respect to the input ``[B, T, D]``.
+
+    Args:
+        tensors: One tensor.
+        timing: Where the time went.
+    """
+
+    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=1)]
+    timing: Timing
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A signed announcement on its way through the swarm.
+
+    Args:
+        body: The encoded :class:`~corolla.terms.Announcement`, exactly as it was signed.
+        signature: Ed25519, by the announcement's peer.
+        age_s: How long ago it was made, as far as the sender knows. Clocks are never compared.
+    """
+
+    body: Annotated[bytes, Meta(max_length=MAX_RECORD_BYTES)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    age_s: _Seconds
+
+
+_Records = Annotated[tuple[Record, ...], Meta(max_length=MAX_RECORDS)]
+
+
+class Reconcile(Message, frozen=True, tag=True):
+    """Says which announcements the sender knows; answered by :class:`Reconciled`.
+
+    Args:
+        digest: For each known peer, the sequence of its newest announcement.
+    """
+
+    digest: Annotated[dict[_PeerId, _Count], Meta(max_length=1 << 14)]
+
+
+class Reconciled(Message, frozen=True, tag=True):
+    """What the other side of a :class:`Reconcile` lacked, and what it has that this side lacks.
+
+    Args:
+        records: Announcements that are newer here.
+        wanted: Peers whose announcements are newer there; a :class:`Publish` should follow.
+    """
+
+    records: _Records
+    wanted: Annotated[tuple[_PeerId, ...], Meta(max_length=MAX_RECORDS)] = ()
+
+
+class Publish(Message, frozen=True, tag=True):
+    """Announcements that are new to the sender; answered by :class:`Ack`, or, in a subscription, not at all.
+
+    Args:
+        records: The announcements; none is a sign of life.
+        is_whole: In a subscription, whether all that the sender knows has now been sent once.
+    """
+
+    records: _Records
+    is_whole: bool = False
+
+
+class Subscribe(Message, frozen=True, tag=True):
+    """Asks for all announcements and every change; answered by :class:`Publish` for as long as the stream lives."""
+
+
+_CONCRETE = (
+    Failure | Ack | Ping | Pong
+    | OpenSession | SessionOpened | Step | Output | CloseSession | Closed
+    | Forward | Backward | Gradients
+    | Reconcile | Reconciled | Publish | Subscribe
+)  # fmt: skip
+_Expected = TypeVar("_Expected", bound=Message)
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(_CONCRETE)
+
+
+def encode_message(message: Message) -> bytes:
+    """Turn a message into bytes."""
+    return _ENCODER.encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Turn bytes into a message.
+
+    Raises:
+        RemoteProtocolError: If they are not one; nothing else, whatever the bytes.
+    """
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise RemoteProtocolError(f"a message of {len(data)} bytes could not be read: {error}") from error
+
+
+def expect(message: Message, expected: type[_Expected], *, peer: PeerId) -> _Expected:
+    """Take a peer's answer as the type that it should have.
+
+    Args:
+        message: The answer.
+        expected: Its type if all is well.
+        peer: Who answered.
+
+    Raises:
+        Error: The one that the peer reported, if the answer is a :class:`Failure`.
+        RemoteProtocolError: If the answer is of another type.
+    """
+    if isinstance(message, expected):
+        return message
+    if isinstance(message, Failure):
+        raise message.error(peer)
+    raise RemoteProtocolError(f"peer {peer[:8]} answered {type(message).__name__} where {expected.__name__} was due")
