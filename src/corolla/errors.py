@@ -38,6 +38,8 @@ long to avoid the peer). Retrying, banning, the gateway and the wire read these 
 message or climbs an ``isinstance`` ladder. Messages say what happened, to whom, the number, and the remedy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "UsageError",
     "WireError",
     "revive",
+    "ungrouped",
 ]
 
 Retry = Literal["never", "same", "other"]  # may the same, or another, peer succeed?
@@ -82,6 +85,7 @@ class Error(Exception):
 
     Args:
         message: What happened, to whom, the number, and the remedy.
+        peer: The id of the peer that reported it or that it is about, if any.
     """
 
     code: ClassVar[str] = "error"
@@ -89,9 +93,10 @@ class Error(Exception):
     retry: ClassVar[Retry] = "never"
     ban_s: ClassVar[float] = 0.0
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, peer: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.peer = peer
 
 
 class UsageError(Error):
@@ -141,21 +146,12 @@ class BootstrapFailed(SwarmError):
 
 
 class PeerError(Error):
-    """One peer failed; another may succeed.
-
-    Args:
-        message: What happened.
-        peer: The id of the peer, where it is known.
-    """
+    """One peer failed; another may succeed."""
 
     code = "peer"
     http_status = 502
     retry = "other"
     ban_s = 15.0
-
-    def __init__(self, message: str, *, peer: str | None = None) -> None:
-        super().__init__(message)
-        self.peer = peer
 
 
 class PeerUnreachable(PeerError):
@@ -303,6 +299,28 @@ class InternalError(Error):
     code = "internal"
 
 
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first :class:`Error` out of an exception group as itself.
+
+    A task group raises groups; whoever called for one thing should hear of the one thing that went wrong.
+
+    Raises:
+        Error: The first in the group, depth first; a group without any is raised as it is.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        rest: list[BaseException] = [group]
+        while rest:
+            first = rest.pop(0)
+            if isinstance(first, Error):
+                raise first from first.__cause__
+            if isinstance(first, BaseExceptionGroup):
+                rest = [*first.exceptions, *rest]
+        raise
+
+
 def _walk(root: type[Error]) -> list[type[Error]]:
     return [root, *(found for child in root.__subclasses__() for found in _walk(child))]
 
@@ -320,7 +338,7 @@ def revive(code: str, message: str, *, peer: str, retry_after_s: float | None = 
         retry_after_s: For :class:`PeerBusy`, when to come back.
 
     Returns:
-        The error, ready to be raised; every :class:`PeerError` names the peer.
+        The error, ready to be raised; it names the peer.
     """
     known = {cls.code: cls for cls in _walk(Error)}
     cls = known.get(code, PeerFailed)
@@ -328,6 +346,4 @@ def revive(code: str, message: str, *, peer: str, retry_after_s: float | None = 
         cls = PeerFailed
     if issubclass(cls, PeerBusy):
         return cls(message, peer=peer, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
-    if issubclass(cls, PeerError):
-        return cls(message, peer=peer)
-    return cls(message)
+    return cls(message, peer=peer)

@@ -2,9 +2,10 @@
 
 A frame is a 20-byte head, a message and a payload::
 
-    magic "CRLA" | version u8 | 3 bytes | deadline_ms u32 | message_bytes u32 | payload_bytes u32 | message | payload
+    magic "CRLA" | version u8 | 3 bytes | deadline_ms u32 | message_bytes u32 | payload_bytes u32
+    message | zeros, so that the payload begins at a multiple of 64 bytes, if there is any | payload
 
-Numbers are big-endian. The first five bytes keep their meaning in every version, so that peers of different
+Numbers are big-endian. A payload so aligned can be computed on where it was received. The first five bytes keep their meaning in every version, so that peers of different
 versions can tell each other apart. ``deadline_ms`` is how much time the sender still gives the receiver, 0 for no
 limit: remaining time travels, not a date, because clocks differ.
 """
@@ -22,6 +23,7 @@ Buffer = bytes | bytearray | memoryview
 
 MAGIC: Final = b"CRLA"
 HEAD: Final = struct.Struct(">4sB3xIII")
+ALIGNMENT: Final = 64
 
 
 class Frame(NamedTuple):
@@ -63,7 +65,12 @@ def encode_frame(message: bytes, payload: Sequence[Buffer] = (), *, deadline_s: 
         )
     deadline_ms = 0 if deadline_s is None else min(max(1, round(deadline_s * 1000)), 2**32 - 1)
     head = HEAD.pack(MAGIC, PROTOCOL_VERSION, deadline_ms, len(message), payload_bytes)
-    return [head + message, *payload]
+    return [head + message + bytes(_padding(len(message), payload_bytes)), *payload]
+
+
+def _padding(message_bytes: int, payload_bytes: int) -> int:
+    """Count the zeros between a message and its payload."""
+    return -(HEAD.size + message_bytes) % ALIGNMENT if payload_bytes else 0
 
 
 class FrameDecoder:
@@ -95,16 +102,17 @@ class FrameDecoder:
         self._buffer += data
         while (head := self._head()) is not None:
             deadline_ms, message_bytes, payload_bytes = head
-            end = HEAD.size + message_bytes + payload_bytes
+            start = HEAD.size + message_bytes + _padding(message_bytes, payload_bytes)
+            end = start + payload_bytes
             if len(self._buffer) < end:
                 return
             whole = memoryview(self._buffer)
             message = bytes(whole[HEAD.size : HEAD.size + message_bytes])
             if len(self._buffer) == end:  # the common case: hand the memory over instead of copying it
                 self._buffer = bytearray()
-                payload = whole[HEAD.size + message_bytes : end]
+                payload = whole[start:end]
             else:
-                payload = memoryview(bytearray(whole[HEAD.size + message_bytes : end]))
+                payload = memoryview(bytearray(whole[start:end]))
                 whole.release()
                 del self._buffer[:end]
             yield Frame(message, payload, deadline_ms / 1000 if deadline_ms else None)

@@ -1,0 +1,53 @@
+# Everything here needs only make and Python 3.11 or newer. The first target that needs it makes the environment in .venv;
+# another interpreter: make PYTHON=python3.13 test
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := .venv/Scripts
+else
+PYTHON ?= python3
+BIN := .venv/bin
+endif
+
+ENVIRONMENT := .venv/made
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types bench docs
+
+help:
+	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
+	@echo "make test    all tests"
+	@echo "make check   lint, types and tests: what a change must pass"
+	@echo "make lint    style, format and the direction of imports"
+	@echo "make types   the type checker"
+	@echo "make bench   the benchmarks, one table each"
+	@echo "make docs    the generated pages of docs/"
+
+# The shell outlives a Ctrl-C, so that the demo may end in its own way; 130 is how a program says that it was interrupted.
+demo: $(ENVIRONMENT)
+	@trap : INT; $(BIN)/corolla demo || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
+
+test: $(ENVIRONMENT)
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(ENVIRONMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(ENVIRONMENT)
+	$(BIN)/mypy
+
+bench: $(ENVIRONMENT)
+	$(BIN)/python -m bench
+
+docs: $(ENVIRONMENT)
+	$(BIN)/python docs/generate.py
+
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info; v < (3, 11) and sys.exit('Corolla needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12' % v[:2])"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,dev]"
+	@touch $@

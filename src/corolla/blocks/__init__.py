@@ -1,0 +1,49 @@
+"""Any Hugging Face decoder family as spans of blocks that run exactly, and the edges that a client keeps.
+
+Knows models and tensors; not pages, sessions, peers or the wire.
+"""
+
+from corolla.blocks.architecture import (
+    context_tokens,
+    decoder_of,
+    hidden_size,
+    load_config,
+    model_class,
+    num_blocks,
+    text_config,
+)
+from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
+from corolla.blocks.kv import GrowingKV, KVView, PackedRow
+from corolla.blocks.loading import load_span, needed_keys, weight_bytes
+from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
+from corolla.blocks.session_cache import SessionCache
+from corolla.blocks.span import BlockSpan
+from corolla.blocks.zoo import FAMILIES, UNSUPPORTED, tiny_config
+
+__all__ = [
+    "FAMILIES",
+    "UNSUPPORTED",
+    "BlockSpan",
+    "FamilyReport",
+    "GrowingKV",
+    "KVView",
+    "PackedRow",
+    "RemoteBlocks",
+    "SessionCache",
+    "build_tiny",
+    "check_family",
+    "context_tokens",
+    "decoder_of",
+    "hidden_size",
+    "load_config",
+    "load_edges",
+    "load_span",
+    "model_class",
+    "needed_edge_keys",
+    "needed_keys",
+    "num_blocks",
+    "split_model",
+    "text_config",
+    "tiny_config",
+    "weight_bytes",
+]

@@ -1,0 +1,256 @@
+"""The packed path's attention: tokens of many independent sequences on one axis, each row attending to its own past.
+
+Registered with transformers under one name, so that every family that asks for attention by name runs on it. Knows rows
+and their stores; not blocks, spans or sessions.
+"""
+
+# N packed tokens, H query heads, K key heads, T tokens of a row, L stored tokens, D head width
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, Cache, PreTrainedConfig
+from transformers.cache_utils import DummyLayer
+
+from corolla.blocks.kv import PackedRow
+from corolla.errors import UnsupportedModel
+
+__all__ = ["ATTENTION_NAME", "PackedBatch", "PassingCache", "register_attention", "run_batch"]
+
+ATTENTION_NAME = "corolla_packed"
+"""The name of the packed attention in transformers' ``AttentionInterface``."""
+
+_NOT_HONOURED = ("block_indices", "indices", "position_bias", "sinks")
+
+
+class Reach(NamedTuple):
+    """How far back a block sees: all tokens, the last ``window`` of them, or those of the same chunk."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def first_seen(self, position: int) -> int:
+        """The earliest position that a token at ``position`` attends to."""
+        if self.window is not None:
+            return max(0, position - self.window + 1)
+        return position // self.chunk * self.chunk if self.chunk is not None else 0
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """The rows of one packed run, and what its blocks share.
+
+    Args:
+        rows: The rows, in the order of their tokens.
+        visited: Which blocks have attended so far.
+    """
+
+    rows: Sequence[PackedRow]
+    visited: set[int] = field(default_factory=set)
+    _new: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _masks: dict[tuple[int, Reach, int], Tensor] = field(default_factory=dict)
+
+    def put_new(self, block: int, key_1KND: Tensor, value_1KND: Tensor) -> None:
+        """Note what a block wants stored for the new tokens of all rows."""
+        self._new[block] = (key_1KND, value_1KND)
+
+    def take_new(self, block: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`put_new` noted; the block now counts as visited.
+
+        Raises:
+            UnsupportedModel: If the block wants nothing stored.
+        """
+        if block not in self._new:
+            raise UnsupportedModel(f"block {block} attends without storing keys and values of its own")
+        self.visited.add(block)
+        return self._new.pop(block)
+
+    def mask_TL(self, index: int, reach: Reach, groups: int, device: torch.device) -> Tensor:
+        """Which of the tokens in reach each new token of a row attends to, bool, ``groups`` times over."""
+        key = (index, reach, groups)
+        if key not in self._masks:
+            row = self.rows[index]
+            query_T1 = torch.arange(row.start, row.start + row.count, device=device)[:, None]
+            first = reach.first_seen(row.start)
+            key_1L = torch.arange(first, row.start + row.count, device=device)[None, :]
+            mask_TL = key_1L <= query_T1
+            if reach.window is not None:
+                mask_TL &= key_1L > query_T1 - reach.window
+            elif reach.chunk is not None:
+                mask_TL &= key_1L // reach.chunk == query_T1 // reach.chunk
+            self._masks[key] = mask_TL.repeat(groups, 1)
+        return self._masks[key]
+
+
+_RUNNING: ContextVar[PackedBatch] = ContextVar("corolla_packed_batch")
+
+
+@contextmanager
+def run_batch(batch: PackedBatch) -> Iterator[None]:
+    """Make a batch the one that the packed attention serves, for as long as the context lasts."""
+    token = _RUNNING.set(batch)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def register_attention() -> None:
+    """Tell transformers about the packed attention; doing it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, _attend)
+
+
+class PassingCache(Cache):  # type: ignore[misc]
+    """What the blocks take for their cache: hands the new keys and values on to the attention, which stores them.
+
+    Args:
+        count: How many blocks the whole model has.
+        batch: The running batch.
+    """
+
+    def __init__(self, count: int, batch: PackedBatch) -> None:
+        super().__init__(layers=[DummyLayer() for _ in range(count)])
+        self._batch = batch
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Hand back the new keys and values, and remember them as what is to be stored."""
+        self._batch.put_new(layer_idx, key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing is stored here."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Masks are the attention's own work; none is to be made from this."""
+        return query_length, 0
+
+
+def _attend(
+    module: Any,
+    query_1HND: Tensor,
+    key_1KND: Tensor,
+    value_1KND: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; the rows come from the running batch."""
+    batch, block = _RUNNING.get(), module.layer_idx
+    _check_options(block, attention_mask, options)
+    reach = _reach(module.config, block, options)
+    new_key, new_value = batch.take_new(block)
+    # Multi-head latent attention stores compressed keys and values, and expands them to attend.
+    expand = None if new_key.shape == key_1KND.shape else getattr(module, "expand_kv", _refuse_expansion)
+    output_NHD = query_1HND.new_empty(query_1HND.shape[2], query_1HND.shape[1], value_1KND.shape[3])
+    offset = 0
+    for index, row in enumerate(batch.rows):
+        here = slice(offset, offset + row.count)
+        key_KLD, value_KLD = row.kv.append(block, new_key[0, :, here], new_value[0, :, here])
+        if expand is not None:
+            key_KLD, value_KLD = (tensor[0] for tensor in expand(key_KLD[None], value_KLD[None]))
+        first = reach.first_seen(row.start)
+        view = _RowView(batch, index, reach, query_1HND[0, :, here], key_KLD[:, first:], value_KLD[:, first:])
+        scored = options.get("softcap") is not None or options.get("s_aux") is not None
+        output_NHD[here] = _attend_by_scores(view, options) if scored else _attend_fused(view, options.get("scaling"))
+        offset += row.count
+    return output_NHD[None], None
+
+
+def _refuse_expansion(*_: Tensor) -> Any:
+    raise UnsupportedModel("keys and values are rearranged after they were stored, in a way that rows cannot repeat")
+
+
+class _RowView(NamedTuple):
+    """One row's new queries, and the keys and values that they may see."""
+
+    batch: PackedBatch
+    row_index: int
+    reach: Reach
+    query_HTD: Tensor
+    key_KLD: Tensor
+    value_KLD: Tensor
+
+    @property
+    def folded_KTD(self) -> Tensor:
+        """The queries that share a key head, one after the other: so keys and values need no copies for them."""
+        return self.query_HTD.reshape(self.key_KLD.shape[0], -1, self.query_HTD.shape[2])
+
+    @property
+    def groups(self) -> int:
+        return self.query_HTD.shape[0] // self.key_KLD.shape[0]
+
+    def mask_TL(self) -> Tensor | None:
+        """Which keys the folded queries may see; ``None`` for all."""
+        if self.batch.rows[self.row_index].count == 1:
+            return None
+        return self.batch.mask_TL(self.row_index, self.reach, self.groups, self.key_KLD.device)
+
+    def is_prompt(self) -> bool:
+        """Whether the row is a whole prompt, within reach of its last token: the mask that kernels know as causal."""
+        row = self.batch.rows[self.row_index]
+        return row.start == 0 and row.count > 1 and self.reach.first_seen(row.count - 1) == 0
+
+
+def _attend_fused(view: _RowView, scaling: float | None) -> Tensor:
+    if view.is_prompt():
+        output_1HTD = scaled_dot_product_attention(
+            view.query_HTD[None],
+            view.key_KLD[None],
+            view.value_KLD[None],
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=view.groups > 1,
+        )
+        return output_1HTD[0].transpose(0, 1)
+    output_1KTD = scaled_dot_product_attention(
+        view.folded_KTD[None], view.key_KLD[None], view.value_KLD[None], attn_mask=view.mask_TL(), scale=scaling
+    )
+    return _unfold(output_1KTD[0], view)
+
+
+def _attend_by_scores(view: _RowView, options: dict[str, Any]) -> Tensor:
+    # Capped scores and attention sinks: no fused kernel of torch has them.
+    query_KTD, softcap, sinks_H = view.folded_KTD, options.get("softcap"), options.get("s_aux")
+    scores_KTL = query_KTD @ view.key_KLD.transpose(1, 2)
+    scores_KTL *= options.get("scaling") or 1 / math.sqrt(query_KTD.shape[2])
+    if softcap is not None:
+        scores_KTL = torch.tanh(scores_KTL / softcap) * softcap
+    mask_TL = view.mask_TL()
+    if mask_TL is not None:
+        scores_KTL = scores_KTL.masked_fill(~mask_TL, -torch.inf)
+    if sinks_H is not None:
+        sinks_KT1 = sinks_H.reshape(scores_KTL.shape[0], -1, 1).repeat_interleave(view.query_HTD.shape[1], dim=1)
+        scores_KTL = torch.cat((scores_KTL, sinks_KT1.to(scores_KTL.dtype)), dim=-1)
+    weights_KTL = torch.softmax(scores_KTL, dim=-1, dtype=torch.float32).to(query_KTD.dtype)
+    return _unfold(weights_KTL[..., : view.key_KLD.shape[1]] @ view.value_KLD, view)
+
+
+def _unfold(output_KTD: Tensor, view: _RowView) -> Tensor:
+    return output_KTD.reshape(view.query_HTD.shape[0], view.query_HTD.shape[1], -1).transpose(0, 1)
+
+
+def _check_options(block: int, attention_mask: Tensor | None, options: dict[str, Any]) -> None:
+    unknown = [name for name in _NOT_HONOURED if options.get(name) is not None]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if options.get("is_causal") is False:
+        unknown.append("is_causal")
+    if unknown:
+        raise UnsupportedModel(f"block {block} asks its attention for {', '.join(unknown)}, which rows cannot have")
+
+
+def _reach(config: PreTrainedConfig, block: int, options: dict[str, Any]) -> Reach:
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[block] if kinds else None
+    if kind == "chunked_attention":
+        return Reach(chunk=config.attention_chunk_size)
+    if "sliding_window" in options:
+        return Reach(window=options["sliding_window"])
+    return Reach(window=getattr(config, "sliding_window", None) if kind in (None, "sliding_attention") else None)

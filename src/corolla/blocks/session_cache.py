@@ -1,0 +1,150 @@
+"""The per-session cache of the reference path: the family's own, holding only a span's blocks.
+
+Knows transformers' cache layers. Knows no pages or leases: those belong to the packed path's store.
+"""
+
+# B batch, H heads, T new tokens, L stored tokens, D width of a head
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from corolla.errors import UsageError
+from corolla.terms import Span
+
+__all__ = ["SessionCache"]
+
+
+class _WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """A sliding window that keeps what slid out of it, so that a session can be rewound past the window's edge."""
+
+    keys: Any
+    values: Any
+    cumulative_length: int
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        count = key_states.shape[-2]
+        self.cumulative_length += count
+        self.keys = torch.cat((self.keys, key_states), dim=-2)
+        self.values = torch.cat((self.values, value_states), dim=-2)
+        visible = self.sliding_window - 1 + count
+        return self.keys[:, :, -visible:], self.values[:, :, -visible:]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove and self.is_initialized:
+            self.keys = self.keys[:, :, : -abs(tokens_to_remove)]
+            self.values = self.values[:, :, : -abs(tokens_to_remove)]
+            self.cumulative_length = self.keys.shape[-2]
+
+
+class SessionCache(DynamicCache):  # type: ignore[misc]
+    """The keys, values and states that the blocks of a span keep for one batch of sequences.
+
+    Args:
+        config: The model's configuration.
+        span: The blocks that store here; the others have no room.
+    """
+
+    layers: list[Any]
+
+    def __init__(self, config: PreTrainedConfig, span: Span) -> None:
+        super().__init__(config=config)
+        self.span = span
+        self.seen_tokens = 0
+        for index, layer in enumerate(self.layers):
+            if index not in span:
+                self.layers[index] = DummyLayer()
+            elif type(layer) is DynamicSlidingWindowLayer:
+                self.layers[index] = _WindowLayer(sliding_window=layer.sliding_window)
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the session can be taken back to an earlier position; recurrent states cannot."""
+        return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory the stored tensors take."""
+        return sum(_size_bytes(value) for layer in self.layers for value in vars(layer).values())
+
+    def rewind(self, position: int) -> None:
+        """Forget every token from ``position`` on.
+
+        Raises:
+            UsageError: If the position was not reached yet, or the family's states cannot go back.
+        """
+        if not 0 <= position <= self.seen_tokens:
+            raise UsageError(f"cannot rewind to position {position}: the session is at {self.seen_tokens}")
+        if position == self.seen_tokens:
+            return
+        if not self.can_rewind:
+            raise UsageError("this model keeps recurrent states, which cannot be taken back: start the session anew")
+        self.crop(position - self.seen_tokens)
+        self.seen_tokens = position
+
+    def settle(self, blocks: Span) -> None:
+        """Make ready for a run of some blocks; tokens that a failed run left half-way are dropped.
+
+        Raises:
+            UsageError: If the cache holds tokens of other blocks.
+        """
+        if blocks != self.span:
+            if self.seen_tokens or not self.span.covers(blocks):
+                raise UsageError(f"the session's cache is of blocks {self.span}, not {blocks}: open a session for each")
+            self.span = blocks
+            self.layers = [layer if index in blocks else DummyLayer() for index, layer in enumerate(self.layers)]
+        for layer in self.layers:
+            if isinstance(layer, CacheLayerMixin) and (extra := layer.get_seq_length() - self.seen_tokens) > 0:
+                layer.crop(-extra)
+
+    def copy(self, rows_B: Tensor | None = None) -> "SessionCache":
+        """Copy the cache, or build one from some of its rows: what beam search needs when it reorders its beams.
+
+        Args:
+            rows_B: Indices of rows, in the order wanted, int64; a row may occur several times. ``None`` for all.
+        """
+        twin = copy.deepcopy(self)
+        if rows_B is not None:
+            twin.reorder_cache(rows_B)
+        return twin
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """See :meth:`transformers.Cache.get_seq_length`; a span without attention counts by itself."""
+        if self._has(CacheLayerMixin):
+            return int(super().get_seq_length(layer_idx))
+        return self.seen_tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """See :meth:`transformers.Cache.get_mask_sizes`; a span without attention counts by itself."""
+        if self._has(CacheLayerMixin):
+            sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
+            return sizes
+        return self.seen_tokens + query_length, 0
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """See :meth:`transformers.Cache.has_previous_state`; a span without recurrent blocks counts by itself."""
+        if self._has(LinearAttentionCacheLayerMixin):
+            return bool(super().has_previous_state(layer_idx, state_idx))
+        return self.seen_tokens > 0
+
+    def _has(self, kind: type) -> bool:
+        return any(isinstance(layer, kind) for layer in self.layers)
+
+
+def _size_bytes(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_size_bytes(part) for part in value.values())
+    return 0

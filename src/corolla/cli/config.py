@@ -1,0 +1,89 @@
+"""The settings that only the command line has: how to chat, how to run the demo, how to write."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corolla.errors import ConfigError
+from corolla.telemetry.log import LevelName
+
+__all__ = ["ChatConfig", "DemoConfig", "OutputConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatConfig:
+    """Which model to talk to, and how it should answer. What is ``None`` is left to the model's own generation config.
+
+    Raises:
+        ConfigError: If a number is out of its range, or two values contradict each other.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "a Hugging Face model, a directory, or smollm2; default: the only one that the swarm has"},
+    )
+    peers: tuple[str, ...] = field(default=(), metadata={"help": "addresses of peers of the swarm, as tls://host:port"})
+    system: str | None = field(default=None, metadata={"help": "what the model is told before the first question"})
+    max_new_tokens: int = field(default=512, metadata={"help": "the longest answer", "unit": "tokens"})
+    temperature: float | None = field(
+        default=None, metadata={"help": "how freely to sample; below 1 is more predictable, above 1 less"}
+    )
+    top_p: float | None = field(
+        default=None, metadata={"help": "sample only from the likeliest tokens that together have this probability"}
+    )
+    top_k: int | None = field(default=None, metadata={"help": "sample only from so many of the likeliest tokens"})
+    seed: int | None = field(default=None, metadata={"help": "seed of the sampling; the same seed, the same answers"})
+    greedy: bool = field(default=False, metadata={"help": "always take the likeliest token"})
+    threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads for the client's own part; default: torch's own choice", "unit": "threads"},
+    )
+
+    def __post_init__(self) -> None:
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = [name for name, value in sampling.items() if value is not None]
+        if self.greedy and given:
+            raise ConfigError(f"greedy takes the likeliest token, so {given[0]} would mean nothing; give one of them")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0; for the likeliest token, greedy")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it is a probability above 0 and up to 1")
+        for name in ("max_new_tokens", "top_k", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """A private swarm on this machine.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    model: str = field(default="smollm2", metadata={"help": "a Hugging Face model, a directory, or smollm2"})
+    servers: int = field(
+        default=3, metadata={"help": "server processes that share the model's blocks evenly", "unit": "processes"}
+    )
+    question: str = field(
+        default="What is the capital of France?", metadata={"help": "the first question, asked for you"}
+    )
+    keep_logs: Path | None = field(
+        default=None, metadata={"help": "directory for the servers' logs; default: one that is removed in the end"}
+    )
+    start_s: float = field(default=600.0, metadata={"help": "limit for all servers to be online", "unit": "seconds"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.servers <= 64:
+            raise ConfigError(f"servers is {self.servers}; the demo can start 1 to 64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """How a command writes."""
+
+    json: bool = field(default=False, metadata={"help": "write JSON to standard output, for programs"})
+    quiet: bool = field(default=False, metadata={"help": "write results only: no progress, no stages"})
+    debug: bool = field(default=False, metadata={"help": "show where in the code an error arose"})
+    log_level: LevelName = field(default="warning", metadata={"help": "the lowest level of events to log"})
+    log_json: bool = field(default=False, metadata={"help": "log one JSON object a line"})

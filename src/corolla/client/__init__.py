@@ -1,0 +1,28 @@
+"""Driving a chain: sessions, requests, retries, and transformers models whose blocks run in a swarm.
+
+The core is asynchronous; :class:`Swarm` and the model classes are its blocking face.
+"""
+
+from corolla.client.blocks import RemoteBlocks
+from corolla.client.config import ClientConfig
+from corolla.client.directory import AsyncSwarm, Target
+from corolla.client.generation import GenerationSession
+from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel
+from corolla.client.session import HopTiming, Session, StepResult, StepTokens
+from corolla.client.sync import Swarm
+
+__all__ = [
+    "AsyncSwarm",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "ClientConfig",
+    "GenerationSession",
+    "HopTiming",
+    "RemoteBlocks",
+    "RemoteModel",
+    "Session",
+    "StepResult",
+    "StepTokens",
+    "Swarm",
+    "Target",
+]

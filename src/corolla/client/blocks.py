@@ -1,0 +1,175 @@
+"""``model.blocks``: any range of the swarm's blocks as a differentiable torch module."""
+
+# B batch, T tokens, D model width
+
+from typing import Self
+
+import torch
+from torch import nn
+
+from corolla.client.directory import Target
+from corolla.client.gather import gather
+from corolla.client.requests import Batch, Pass, run_backward, run_forward
+from corolla.client.sync import Swarm
+from corolla.errors import UsageError
+from corolla.terms import Span
+
+__all__ = ["RemoteBlocks"]
+
+
+class RemoteBlocks(nn.Module):
+    """A range of blocks that run on servers. It has no parameters; gradients flow through it to its input.
+
+    ``blocks[4:8]`` is a part of it and ``blocks[4]`` a single block; indices count within the range, as in a list.
+
+    Args:
+        swarm: Where the servers are.
+        target: Which blocks of which weights.
+        dtype: The number format that activations are sent and returned in, before the codec.
+    """
+
+    def __init__(self, swarm: Swarm, target: Target, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._swarm = swarm
+        self._target = target
+        self._dtype = dtype
+
+    @property
+    def target(self) -> Target:
+        """Which blocks of which weights these are, and how tensors travel."""
+        return self._target
+
+    @property
+    def span(self) -> Span:
+        """Which of the model's blocks these are."""
+        return self._target.span
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def __getitem__(self, index: int | slice) -> Self:
+        blocks = range(self.span.start, self.span.stop)[index]
+        chosen = range(blocks, blocks + 1) if isinstance(blocks, int) else blocks
+        if not chosen or chosen.step != 1:
+            raise UsageError(f"blocks[{index}] of {len(self)} blocks is not a range of one or more blocks in order")
+        target = Target(self._target.model, Span(chosen.start, chosen.stop), self._target.codec)
+        return type(self)(self._swarm, target, self._dtype)
+
+    def extra_repr(self) -> str:
+        """Say which blocks of which model these are."""
+        return f"blocks {self.span} of model {self._target.model[:12]}"
+
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run sequences through the blocks.
+
+        Args:
+            hidden_BTD: The first block's input, any float dtype, on any device.
+            attention_mask: ``[B, T]``, 0 for padding; ``None`` if there is none.
+            position_ids: ``[B, T]`` or ``[1, T]``; ``None`` for 0, 1, 2, ...
+
+        Returns:
+            The last block's output, of the input's dtype and device; differentiable with respect to ``hidden_BTD``.
+
+        Raises:
+            UsageError: If a shape does not fit.
+            NoChain: If some blocks have no server.
+            PeerError: If servers kept failing.
+        """
+        output_BTD, _ = self.tap(hidden_BTD, (), attention_mask, position_ids)
+        return output_BTD
+
+    def tap(
+        self,
+        hidden_BTD: torch.Tensor,
+        taps: tuple[int, ...],
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Run sequences through the blocks and look at some blocks' outputs on the way.
+
+        Args:
+            hidden_BTD: The first block's input.
+            taps: Absolute indices of the blocks whose outputs are wanted.
+            attention_mask: ``[B, T]``, 0 for padding.
+            position_ids: ``[B, T]`` or ``[1, T]``.
+
+        Returns:
+            The last block's output, and the wanted outputs by block; all differentiable.
+
+        Raises:
+            UsageError: If a shape does not fit, or a tap is not among the blocks.
+            NoChain: If some blocks have no server.
+            PeerError: If servers kept failing.
+        """
+        if hidden_BTD.dim() != 3:
+            raise UsageError(f"blocks take [batch, tokens, width], not a tensor of shape {list(hidden_BTD.shape)}")
+        if outside := [block for block in taps if block not in self.span]:
+            raise UsageError(f"blocks {outside} are not among blocks {self.span}")
+        rows, tokens = hidden_BTD.shape[:2]
+        for name, extra in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+            if extra is not None and tuple(extra.shape) not in {(rows, tokens), (1, tokens)}:
+                raise UsageError(f"{name} has shape {list(extra.shape)}; the input has {rows} rows of {tokens} tokens")
+        mask_BT = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.expand(rows, tokens)
+        positions_BT = None if position_ids is None else position_ids.expand(rows, tokens)
+        sent_BTD = hidden_BTD.to("cpu", self._dtype)
+        batch = Batch(sent_BTD.detach(), mask_BT, positions_BT, tuple(taps))
+        outputs = _RemoteFunction.apply(  # type: ignore[no-untyped-call]
+            sent_BTD, self._swarm, self._target, batch
+        )
+        output_BTD, *tapped = (one.to(hidden_BTD.device, hidden_BTD.dtype) for one in outputs)
+        return output_BTD, dict(zip(taps, tapped, strict=True))
+
+
+class _RemoteFunction(torch.autograd.Function):
+    """Forward and backward through the swarm. Each is cut by rows into requests of bounded size that run at once."""
+
+    @staticmethod
+    def forward(
+        context: torch.autograd.function.FunctionCtx,
+        hidden_BTD: torch.Tensor,
+        swarm: Swarm,
+        target: Target,
+        batch: Batch,
+    ) -> tuple[torch.Tensor, ...]:
+        parts = _cut(batch, swarm.config.batch_tokens)
+        passes = swarm.call(_forward_all, swarm, target, parts)
+        context.remote = (swarm, target, batch, parts, passes)  # type: ignore[attr-defined]
+        output_BTD = torch.cat([one.hidden_BTD for one in passes])
+        return output_BTD, *(torch.cat([one.taps[block] for one in passes]) for block in batch.taps)
+
+    @staticmethod
+    def backward(
+        context: torch.autograd.function.FunctionCtx, *grads_BTD: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
+        swarm, target, batch, parts, passes = context.remote  # type: ignore[attr-defined]
+        start, grads = 0, []
+        for part in parts:
+            stop = start + len(part.hidden_BTD)
+            output_BTD, *tapped = (grad_BTD[start:stop].contiguous() for grad_BTD in grads_BTD)
+            grads.append(Pass(output_BTD, taps=dict(zip(batch.taps, tapped, strict=True))))
+            start = stop
+        return torch.cat(swarm.call(_backward_all, swarm, target, parts, passes, grads)), None, None, None
+
+
+def _cut(batch: Batch, limit_tokens: int) -> list[Batch]:
+    rows, tokens = batch.hidden_BTD.shape[:2]
+    step = max(1, limit_tokens // tokens)
+    return [batch.rows(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+async def _forward_all(swarm: Swarm, target: Target, parts: list[Batch]) -> list[Pass]:
+    return await gather([(run_forward, (swarm.core, target, part)) for part in parts])
+
+
+async def _backward_all(
+    swarm: Swarm, target: Target, parts: list[Batch], passes: list[Pass], grads: list[Pass]
+) -> list[torch.Tensor]:
+    calls = [
+        (swarm.core, target, part, done.inputs, grad) for part, done, grad in zip(parts, passes, grads, strict=True)
+    ]
+    return await gather([(run_backward, call) for call in calls])

@@ -1,0 +1,139 @@
+"""Where a transformers model meets the swarm: its base model's ``forward``, and the one call for all blocks.
+
+Whoever calls the base model (a head, ``generate``, a PEFT wrapper, the user) passes a mask, positions, a cache and
+wishes for hidden states. These are for the blocks, which are elsewhere, so they are taken out of the call here and
+sent along with the hidden states; the base model itself then has only embeddings and a norm to compute.
+"""
+
+# B batch, T new tokens, P stored and new positions, D model width
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from corolla.client.blocks import RemoteBlocks
+from corolla.client.generation import GenerationSession
+from corolla.errors import UsageError
+
+__all__ = ["BlocksCall", "attach"]
+
+
+@dataclass(slots=True)
+class _Wishes:
+    """What a call of the base model asked of the blocks."""
+
+    attention_mask_BP: torch.Tensor | None
+    position_ids_BT: torch.Tensor | None
+    tokens_BT: torch.Tensor | None
+    session: GenerationSession | None
+    taps: tuple[int, ...]
+
+
+_WISHES: ContextVar[_Wishes] = ContextVar("corolla_wishes")
+
+
+class BlocksCall(nn.Module):
+    """Stands in the place of all blocks: runs them in the swarm, in a session if the call came with one."""
+
+    def __init__(self, blocks: RemoteBlocks) -> None:
+        super().__init__()
+        self._blocks = blocks
+
+    def forward(self, hidden_BTD: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Run the blocks; whatever else transformers passes to a block was prepared for blocks that are not here."""
+        wishes = _WISHES.get()
+        if wishes.session is not None:
+            return wishes.session.run(
+                hidden_BTD, attention_mask_BP=wishes.attention_mask_BP, tokens_BT=wishes.tokens_BT, taps=wishes.taps
+            )
+        return self._blocks.tap(hidden_BTD, wishes.taps, wishes.attention_mask_BP, wishes.position_ids_BT)
+
+
+def attach(decoder: nn.Module, num_blocks: int) -> None:
+    """Make a base model take what is meant for the blocks out of every call.
+
+    Args:
+        decoder: The base model, whose blocks were replaced by a :class:`BlocksCall`.
+        num_blocks: How many blocks the whole model has.
+    """
+    inner: Callable[..., Any] = decoder.forward
+    names = list(inspect.signature(inner).parameters)
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        wanted = _wanted_states(given.pop("output_hidden_states", None), decoder, num_blocks)
+        wishes = _take_wishes(given, "position_ids" in names, wanted, num_blocks)
+        token = _WISHES.set(wishes)
+        try:
+            outputs = inner(**given, output_hidden_states=bool(wanted))
+        finally:
+            _WISHES.reset(token)
+        outputs["past_key_values"] = wishes.session
+        if wanted and outputs.get("hidden_states") is not None:
+            states = enumerate(outputs["hidden_states"])
+            outputs["hidden_states"] = tuple(state if index in wanted else None for index, state in states)
+        return outputs
+
+    decoder.forward = forward
+
+
+def _wanted_states(wish: bool | Collection[int] | None, decoder: nn.Module, num_blocks: int) -> frozenset[int]:
+    """Read ``output_hidden_states``: all, none, or some places in transformers' tuple of ``num_blocks + 1``."""
+    if wish is None:
+        wish = bool(getattr(decoder.config, "output_hidden_states", False))
+    if isinstance(wish, bool):
+        return frozenset(range(num_blocks + 1)) if wish else frozenset()
+    if outside := [index for index in wish if not 0 <= index <= num_blocks]:
+        raise UsageError(f"hidden states {outside} were asked for; there are 0 (the embeddings) to {num_blocks}")
+    return frozenset(wish)
+
+
+def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset[int], num_blocks: int) -> _Wishes:
+    """Take what is meant for the blocks out of a call, and leave what the embeddings need."""
+    session = given.pop("past_key_values", None)
+    if session is not None and not isinstance(session, GenerationSession):
+        raise UsageError(f"a {type(session).__name__} cannot hold what servers hold; use model.session()")
+    mask_BP = given.pop("attention_mask", None)
+    if mask_BP is not None and (not isinstance(mask_BP, torch.Tensor) or mask_BP.dim() != 2):
+        raise UsageError("an attention mask must be [batch, tokens], 0 for padding; others cannot be sent to servers")
+    if given.get("output_attentions"):
+        raise UsageError("attention weights stay on the servers; output_attentions cannot be honoured")
+    tokens_BT, embeddings_BTD = given.get("input_ids"), given.get("inputs_embeds")
+    fed: torch.Tensor | None = tokens_BT if tokens_BT is not None else embeddings_BTD
+    if fed is None:
+        raise UsageError("the model was called with neither input_ids nor inputs_embeds")
+    new = fed.shape[1]
+    past = session.position if session is not None else 0
+    positions_BT = _positions(mask_BP, past, new)
+    own_BT = given.get("position_ids")
+    if session is not None and own_BT is not None and not _are_alike(own_BT, positions_BT, mask_BP):
+        raise UsageError(
+            "a session counts positions by itself; position_ids that skip or repeat cannot be honoured in it"
+        )
+    if takes_positions and own_BT is None:
+        given["position_ids"] = positions_BT.to(fed.device)
+    given["use_cache"] = False
+    taps = tuple(sorted(index - 1 for index in wanted if 1 <= index < num_blocks))
+    return _Wishes(mask_BP, own_BT, tokens_BT, session, taps)
+
+
+def _positions(mask_BP: torch.Tensor | None, past: int, new: int) -> torch.Tensor:
+    """Count the position of each new token, padding left out, as ``generate`` does."""
+    if mask_BP is None:
+        return torch.arange(past, past + new)[None]
+    return (mask_BP.long().cumsum(-1) - 1).clamp_(min=0)[:, -new:]
+
+
+def _are_alike(own_BT: torch.Tensor, positions_BT: torch.Tensor, mask_BP: torch.Tensor | None) -> bool:
+    """Say whether two kinds of positions agree wherever there is no padding."""
+    agree_BT = own_BT.cpu() == positions_BT.cpu()
+    if mask_BP is not None:
+        agree_BT = agree_BT | ~mask_BP[:, -positions_BT.shape[1] :].bool().cpu()
+    return bool(agree_BT.all())

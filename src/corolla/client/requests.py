@@ -1,0 +1,194 @@
+"""Whole sequences through the blocks of a swarm and back: requests that leave nothing behind on the servers."""
+
+# B batch, T tokens, D model width
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from msgspec import structs
+
+from corolla.client.directory import AsyncSwarm, ModelRouter, Target
+from corolla.client.retry import try_chains
+from corolla.client.session import limit
+from corolla.codec import codec_named
+from corolla.errors import Error
+from corolla.terms import Chain, Hop, Span
+from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta, expect, split_payload
+
+__all__ = ["Batch", "Pass", "run_backward", "run_forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences, and what every block needs to know of them.
+
+    Args:
+        hidden_BTD: The first block's input.
+        attention_mask_BT: 0 for padding; ``None`` if there is none.
+        position_ids_BT: ``None`` for 0, 1, 2, ...
+        taps: Absolute indices of blocks whose outputs are wanted as well.
+    """
+
+    hidden_BTD: torch.Tensor
+    attention_mask_BT: torch.Tensor | None = None
+    position_ids_BT: torch.Tensor | None = None
+    taps: tuple[int, ...] = ()
+
+    @property
+    def mask(self) -> bytes | None:
+        """The mask as it travels."""
+        return None if self.attention_mask_BT is None else _bytes(self.attention_mask_BT.to(torch.uint8))
+
+    @property
+    def positions(self) -> bytes | None:
+        """The positions as they travel."""
+        return None if self.position_ids_BT is None else _bytes(self.position_ids_BT.to(torch.int32))
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Take some of the sequences."""
+        return Batch(
+            self.hidden_BTD[start:stop],
+            None if self.attention_mask_BT is None else self.attention_mask_BT[start:stop],
+            None if self.position_ids_BT is None else self.position_ids_BT[start:stop],
+            self.taps,
+        )
+
+
+@dataclass(slots=True)
+class Pass:
+    """What a forward pass has brought so far, and what a backward pass will need.
+
+    Attributes:
+        hidden_BTD: The output of the last block that was run.
+        inputs: For each run of blocks at one server, its blocks and its input, in order.
+        taps: The outputs of the blocks that were asked for.
+    """
+
+    hidden_BTD: torch.Tensor
+    inputs: list[tuple[Span, torch.Tensor]] = field(default_factory=list)
+    taps: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch) -> Pass:
+    """Run sequences through blocks. When a server fails, another one goes on from its input.
+
+    Args:
+        swarm: Where to find servers.
+        target: Which blocks.
+        batch: The sequences.
+
+    Raises:
+        NoChain: If some blocks have no server.
+        Error: What the last server said, after ``config.attempts`` failures.
+    """
+    done = Pass(batch.hidden_BTD)
+    router = ModelRouter(swarm, target)
+
+    async def attempt(chain: Chain) -> None:
+        for hop in chain.hops:
+            taps = tuple(block for block in batch.taps if block in hop.span)
+            message = Forward(
+                model=target.model,
+                span=hop.span,
+                hidden=_UNSENT,
+                codec=target.codec,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                taps=taps,
+            )
+            output_BTD, *tapped = await _ask(swarm, hop, message, (done.hidden_BTD,))
+            done.inputs.append((hop.span, done.hidden_BTD))
+            done.taps.update(zip(taps, tapped, strict=True))
+            done.hidden_BTD = output_BTD
+            if hop.span.stop < target.span.stop:
+                router.span = Span(hop.span.stop, target.span.stop)
+
+    await try_chains(router, attempt, attempts=swarm.config.attempts)
+    return done
+
+
+async def run_backward(
+    swarm: AsyncSwarm, target: Target, batch: Batch, inputs: Sequence[tuple[Span, torch.Tensor]], grads: Pass
+) -> torch.Tensor:
+    """Bring gradients back through blocks that a forward pass went through.
+
+    Args:
+        swarm: Where to find servers.
+        target: Which blocks.
+        batch: The sequences, as they went in.
+        inputs: What the forward pass kept in :attr:`Pass.inputs`.
+        grads: The gradients of the loss with respect to the output, and to the taps.
+
+    Returns:
+        The gradient with respect to the first block's input ``[B, T, D]``.
+
+    Raises:
+        NoChain: If some blocks have no server.
+        Error: What the last server said, after ``config.attempts`` failures.
+    """
+    grad_BTD = grads.hidden_BTD
+    for span, input_BTD in reversed(inputs):
+        grad_BTD = await _back_through(swarm, target, batch, (span, input_BTD), Pass(grad_BTD, taps=grads.taps))
+    return grad_BTD
+
+
+async def _back_through(
+    swarm: AsyncSwarm, target: Target, batch: Batch, run: tuple[Span, torch.Tensor], grads: Pass
+) -> torch.Tensor:
+    """Go back through a run of blocks; if no single server has all of it any more, through its parts."""
+    span, input_BTD = run
+    part = Target(target.model, span, target.codec)
+
+    async def attempt(chain: Chain) -> torch.Tensor:
+        if len(chain.hops) > 1:
+            again = await run_forward(swarm, part, Batch(input_BTD, batch.attention_mask_BT, batch.position_ids_BT))
+            return await run_backward(swarm, part, batch, again.inputs, grads)
+        (hop,) = chain.hops
+        taps = tuple(block for block in grads.taps if block in span)
+        message = Backward(
+            model=target.model,
+            span=hop.span,
+            tensors=(_UNSENT, _UNSENT),
+            codec=target.codec,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            taps=taps,
+        )
+        tensors = (input_BTD, grads.hidden_BTD, *(grads.taps[block] for block in taps))
+        (grad_BTD,) = await _ask(swarm, hop, message, tensors)
+        return grad_BTD
+
+    return await try_chains(ModelRouter(swarm, part), attempt, attempts=swarm.config.attempts)
+
+
+_UNSENT = TensorMeta("raw", "float32", (1,), 0)  # stands where the encoded tensors' descriptions go
+
+
+async def _ask(
+    swarm: AsyncSwarm, hop: Hop, message: Forward | Backward, tensors: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Send one request with its tensors to a hop and read the tensors of its answer."""
+    encoded = [codec_named(message.codec).encode(tensor) for tensor in tensors]
+    metas = tuple(one.meta for one in encoded)
+    described = {"hidden": metas[0]} if isinstance(message, Forward) else {"tensors": metas}
+    message = structs.replace(message, **described)
+    buffers = [buffer for one in encoded for buffer in one.buffers]
+    limit_s = swarm.config.request_s
+    answer: type[Output] | type[Gradients] = Output if isinstance(message, Forward) else Gradients
+    try:
+        async with swarm.dial(hop) as channel:
+            with limit(hop, "a request", limit_s):
+                await channel.send(message, buffers, deadline_s=limit_s)
+                received = await channel.receive()
+            reply = expect(received.message, answer, peer=hop.peer)
+    except Error as error:
+        error.peer = error.peer or hop.peer
+        raise
+    swarm.praise(hop.peer)
+    parts = split_payload(received.payload, [meta.nbytes for meta in reply.tensors])
+    return [codec_named(meta.codec).decode(meta, part) for meta, part in zip(reply.tensors, parts, strict=True)]
+
+
+def _bytes(integers: torch.Tensor) -> bytes:
+    return integers.contiguous().cpu().numpy().tobytes()

@@ -1,0 +1,63 @@
+"""The one place that tries again. What may be retried, and whom to avoid, the errors say themselves."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from corolla.errors import Error, SwarmError
+from corolla.telemetry import event, logger
+from corolla.terms import Chain, PeerId
+
+__all__ = ["Router", "try_chains"]
+
+_LOG = logger(__name__)
+_T = TypeVar("_T")
+
+
+class Router(Protocol):
+    """Who chooses chains and hears how they did."""
+
+    async def find_chain(self) -> Chain:
+        """Choose a chain that avoids banned peers."""
+        ...
+
+    def blame(self, peer: PeerId, error: Error) -> None:
+        """Avoid a peer, as far as the error says."""
+        ...
+
+
+async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], *, attempts: int) -> _T:
+    """Try something on one chain after another until it succeeds.
+
+    Args:
+        router: Who chooses the chains.
+        attempt: What to do with a chain; a failed attempt must leave nothing behind.
+        attempts: How many chains to try at most.
+
+    Returns:
+        What the first successful attempt returned.
+
+    Raises:
+        Error: The last one, if another chain cannot help or all attempts are used up; its message lists what was
+        tried. NoChain: If no further chain can be found.
+    """
+    tried: list[str] = []
+    while True:
+        try:
+            chain = await router.find_chain()
+        except SwarmError as error:
+            if not tried:
+                raise
+            raise type(error)(f"{error.message}; tried before: " + "; ".join(tried)) from error
+        try:
+            return await attempt(chain)
+        except Error as error:
+            if error.retry != "other" or error.peer is None:
+                raise
+            peer = PeerId(error.peer)
+            router.blame(peer, error)
+            tried.append(f"{peer[:8]}: {error.message}")
+            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, attempt=len(tried))
+            if len(tried) >= attempts:
+                message = f"gave up after {len(tried)} chains; " + "; ".join(tried)
+                raise type(error)(message, peer=peer) from error

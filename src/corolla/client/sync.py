@@ -1,0 +1,127 @@
+"""The blocking face of the client: one event loop on a thread of its own, for callers who have none.
+
+Everything asynchronous runs there; nothing here decides anything.
+"""
+
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from corolla.client.config import ClientConfig
+from corolla.client.directory import AsyncSwarm
+from corolla.errors import SessionClosed, ungrouped
+from corolla.swarm import SwarmConfig
+from corolla.swarm.transport import Transport
+from corolla.terms import Snapshot
+
+__all__ = ["Swarm"]
+
+_T = TypeVar("_T")
+
+
+class Swarm:
+    """A client's place in a swarm. Use it as a context manager, or close it yourself; models share it.
+
+    Any number of threads may use it at once.
+
+    Args:
+        peers: An address of a peer of the swarm, or several: ``tls://host:port``, with or without ``/<peer id>``.
+        config: How to talk to servers.
+        swarm_config: How to talk to the swarm.
+        transport: How bytes travel; ``None`` for TLS over TCP.
+
+    Raises:
+        ConfigError: If an address cannot be read.
+        BootstrapFailed: If none of the peers answers.
+    """
+
+    def __init__(
+        self,
+        peers: str | Sequence[str],
+        *,
+        config: ClientConfig | None = None,
+        swarm_config: SwarmConfig | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.core = AsyncSwarm(
+            [peers] if isinstance(peers, str) else list(peers),
+            config=config,
+            swarm_config=swarm_config,
+            transport=transport,
+        )
+        self._portal: BlockingPortal | None = None
+        failures: list[BaseException] = []
+        started = threading.Event()
+        # A daemon, so that a script which forgets to close its swarm can still end.
+        self._thread = threading.Thread(target=self._run, args=(started, failures), name="corolla-client", daemon=True)
+        self._thread.start()
+        started.wait()
+        if failures:
+            self._thread.join()
+            raise failures[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def config(self) -> ClientConfig:
+        """How this client talks to servers."""
+        return self.core.config
+
+    def snapshot(self) -> Snapshot:
+        """Give the present view of the swarm.
+
+        Raises:
+            SessionClosed: If the swarm was closed.
+        """
+
+        async def take() -> Snapshot:
+            return self.core.snapshot()
+
+        return self.call(take)
+
+    def call(self, function: Callable[..., Awaitable[_T]], *args: object) -> _T:
+        """Run an async function on the client's event loop and wait for its result.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+
+        Raises:
+            SessionClosed: If the swarm was closed.
+        """
+        if self._portal is None:
+            raise SessionClosed("the swarm was closed; make another Swarm")
+        return self._portal.call(function, *args)
+
+    def close(self) -> None:
+        """Leave the swarm. Doing it twice does no harm."""
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            portal.call(portal.stop)
+            self._thread.join()
+
+    def _run(self, started: threading.Event, failures: list[BaseException]) -> None:
+        async def serve() -> None:
+            async with BlockingPortal() as portal, self.core:
+                self._portal = portal
+                started.set()
+                await portal.sleep_until_stopped()
+
+        try:
+            with ungrouped():
+                anyio.run(serve)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for the start
+            failures.append(error)
+        finally:
+            self._portal = None
+            started.set()

@@ -1,0 +1,163 @@
+"""The codecs by name, and what all of them check. Must not know who sends a payload, when, or why.
+
+=======  =================================  =====================================================
+name     bytes a number                     error
+=======  =================================  =====================================================
+raw      the tensor's own, 4 or 2           none
+bf16     2                                  2^-9 of the number
+fp16     2                                  2^-11 of the number; beyond 65504, all that is over it
+int8     1 + 1/32                           at most 0.8 % of the largest of 64 neighbours
+=======  =================================  =====================================================
+
+Payloads are little-endian. ``docs/codecs.md`` says when to use which.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from corolla.codec.blockwise import Blockwise
+from corolla.codec.cast import Cast
+from corolla.codec.memory import DTYPES, as_bytes, as_tensor
+from corolla.errors import CodecError, UsageError
+from corolla.wire import Buffer, TensorMeta
+
+__all__ = ["CODECS", "Codec", "Encoded", "codec_named"]
+
+_MAX_AXES: Final = 4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor ready to be sent.
+
+    Args:
+        meta: How to read the bytes.
+        buffers: The bytes, in order, read-only. They may be the memory of the tensor that was encoded: leave it
+            unwritten for as long as they are in use.
+    """
+
+    meta: TensorMeta
+    buffers: tuple[memoryview, ...]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A reversible rule between tensors and payload bytes with a stated error; get one from :func:`codec_named`.
+
+    Args:
+        name: What it is called on the wire.
+        layout: How its payloads are laid out.
+    """
+
+    name: str
+    layout: Cast | Blockwise
+
+    def encode(self, tensor: Tensor) -> Encoded:
+        """Turn a tensor into bytes; it is read, never written to, and no gradient flows.
+
+        Args:
+            tensor: Float32, bfloat16 or float16, one to four axes, not empty, contiguous or not, on any device.
+
+        Returns:
+            The bytes and their description.
+
+        Raises:
+            UsageError: If the tensor is empty, or has another format or number of axes.
+        """
+        name = next((name for name, dtype in DTYPES.items() if dtype == tensor.dtype), None)
+        shape = tuple(tensor.shape)
+        if name is None or not 1 <= len(shape) <= _MAX_AXES or 0 in shape:
+            raise UsageError(
+                f"cannot encode a tensor of {tensor.dtype} and shape {shape}: it must have one of the formats "
+                f"{', '.join(DTYPES)}, one to {_MAX_AXES} axes, and no empty axis"
+            )
+        parts = self.layout.pack(tensor.detach().cpu().contiguous())
+        buffers = tuple(as_bytes(part) for part in parts)
+        nbytes = sum(buffer.nbytes for buffer in buffers)
+        return Encoded(TensorMeta(codec=self.name, dtype=name, shape=shape, nbytes=nbytes), buffers)
+
+    def decode(self, meta: TensorMeta, payload: Buffer) -> Tensor:
+        """Turn bytes from anywhere back into a tensor.
+
+        A payload that may be written to is taken over: the tensor may share its memory, so nobody may write to it
+        afterwards (a received frame's payload is such memory). One that is read-only is copied.
+
+        Args:
+            meta: How to read the bytes.
+            payload: All buffers of the encoded tensor in one.
+
+        Returns:
+            A CPU tensor of the described format and shape.
+
+        Raises:
+            CodecError: If the bytes and their description do not fit together, or are not what this codec writes.
+        """
+        dtype = DTYPES.get(meta.dtype)
+        if meta.codec != self.name or dtype is None:
+            raise CodecError(
+                f"codec {self.name} was given a payload of codec {meta.codec!r} and format {meta.dtype!r}; it reads "
+                f"its own, of {', '.join(DTYPES)}"
+            )
+        if not 1 <= len(meta.shape) <= _MAX_AXES or min(meta.shape) < 1:
+            raise CodecError(
+                f"a tensor of shape {meta.shape} cannot travel: it needs one to {_MAX_AXES} axes, none empty"
+            )
+        expected_bytes = self.layout.packed_bytes(meta.shape, dtype)
+        received_bytes = memoryview(payload).nbytes
+        if not received_bytes == meta.nbytes == expected_bytes:
+            raise CodecError(
+                f"a tensor of {meta.dtype} and shape {meta.shape} takes {expected_bytes} bytes with codec {self.name}; "
+                f"{meta.nbytes} were described and {received_bytes} received"
+            )
+        return self.layout.unpack(as_tensor(payload), meta.shape, dtype)
+
+    def bound(self, tensor: Tensor) -> Tensor:
+        """State how far each number may be from what comes out after :meth:`encode` and :meth:`decode`.
+
+        The formula is in the docstring of the layout's ``bound``. Nan and the infinities always survive: theirs is 0.
+
+        Args:
+            tensor: What would be encoded.
+
+        Returns:
+            A float64 CPU tensor of the same shape.
+        """
+        return self.layout.bound(tensor.detach().cpu())
+
+    def bits_per_value(self, tensor: Tensor) -> float:
+        """Say how many bits one number of such a tensor costs on the wire, scales included."""
+        return 8 * self.layout.packed_bytes(tuple(tensor.shape), tensor.dtype) / math.prod(tensor.shape)
+
+
+_CODECS: Final = (
+    Codec("raw", Cast(None)),
+    Codec("bf16", Cast(torch.bfloat16)),
+    Codec("fp16", Cast(torch.float16)),
+    Codec("int8", Blockwise()),
+)
+
+CODECS: Final = tuple(codec.name for codec in _CODECS)
+"""The names of all codecs, most exact first."""
+
+
+def codec_named(name: str) -> Codec:
+    """Find a codec.
+
+    Args:
+        name: One of :data:`CODECS`.
+
+    Raises:
+        CodecError: If there is none of that name.
+        UsageError: If this machine stores numbers big-endian, in which case no codec works on it.
+    """
+    if sys.byteorder != "little":
+        raise UsageError("payloads are little-endian and this machine is big-endian, which Corolla does not support")
+    for codec in _CODECS:
+        if codec.name == name:
+            return codec
+    raise CodecError(f"there is no codec {name!r}; this version knows {', '.join(CODECS)}")

@@ -1,0 +1,44 @@
+"""Tensors as memory: which formats travel, and views of bytes as tensors. Must not know what a codec makes of them."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from corolla.terms import DType
+from corolla.wire import Buffer
+
+__all__ = ["DTYPES", "as_bytes", "as_dtype", "as_tensor", "narrow"]
+
+DTYPES: Final[dict[DType, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The number formats of :data:`corolla.terms.DType` as torch names them."""
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """View a contiguous CPU tensor's memory as read-only bytes, in the host's byte order, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data.toreadonly()
+
+
+def as_tensor(payload: Buffer) -> Tensor:
+    """View one or more bytes as a flat uint8 tensor; bytes that must not be written to are copied."""
+    view = memoryview(payload)
+    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
+
+
+def as_dtype(flat_bytes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Read a flat uint8 tensor as numbers of ``dtype``; copies only if its memory is not aligned to them."""
+    is_aligned = flat_bytes.data_ptr() % dtype.itemsize == 0
+    return (flat_bytes if is_aligned else flat_bytes.clone()).view(dtype)
+
+
+def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to the nearest number of ``dtype``; finite numbers beyond its largest become its largest, not infinite."""
+    limit = torch.finfo(dtype).max
+    if limit >= torch.finfo(tensor.dtype).max or tensor.abs().amax().item() <= limit:  # false if there is a nan
+        return tensor.to(dtype)
+    wide = tensor.float()  # a bfloat16 cannot be clamped to 65504
+    return torch.where(wide.isinf(), wide, wide.clamp(-limit, limit)).to(dtype)

@@ -1,0 +1,10 @@
+"""Many users, one device: the scheduler, the compute thread, and how fast they are.
+
+Blocks and pages meet here; neither knows the other. Knows nothing of peers, messages or bytes.
+"""
+
+from corolla.engine.config import EngineConfig
+from corolla.engine.engine import Engine, Load
+from corolla.engine.work import Result, SessionRows
+
+__all__ = ["Engine", "EngineConfig", "Load", "Result", "SessionRows"]

@@ -1,0 +1,34 @@
+"""The engine's settings."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["EngineConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a server computes. A value of ``None`` is resolved from the machine when the engine is made, and logged."""
+
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads that compute; default: torch's own choice", "unit": "threads"}
+    )
+    kv_bytes: int | None = field(
+        default=None,
+        metadata={"help": "memory lent to sessions; default: half of what is free after loading", "unit": "bytes"},
+    )
+    tick_tokens: int = field(
+        default=512,
+        metadata={
+            "help": "tokens computed at once; a long prompt waits for the others after so many",
+            "unit": "tokens",
+        },
+    )
+    forward_tokens: int = field(
+        default=1024, metadata={"help": "tokens of a training batch computed at once", "unit": "tokens"}
+    )
+    steps_per_forward: int = field(
+        default=4, metadata={"help": "ticks that sessions get for each one that training gets, when both wait"}
+    )
+    queue_length: int = field(
+        default=1024, metadata={"help": "requests that may wait; more are told to come back", "unit": "requests"}
+    )

@@ -1,0 +1,61 @@
+"""What a span costs on this machine: bytes a token of KV, and tokens a second."""
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from corolla.blocks import BlockSpan, PackedRow
+from corolla.cache import PAGE_TOKENS, RowKV
+from corolla.terms import Speed
+
+if TYPE_CHECKING:
+    from corolla.engine.engine import Engine
+
+__all__ = ["kv_bytes_per_token", "measure_speed"]
+
+_PROMPT_TOKENS = 128
+_DECODE_STEPS = 50
+_DECODE_S = 0.5
+
+
+@torch.inference_mode()
+def kv_bytes_per_token(span: BlockSpan) -> float:
+    """Find out, by storing a page, how many bytes of KV a token takes in all blocks of a span."""
+    hidden_ND = torch.zeros(PAGE_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device)
+    if span.is_packable:
+        row = RowKV()
+        span.forward_packed(hidden_ND, [PackedRow(0, PAGE_TOKENS, row)])
+        return row.nbytes / PAGE_TOKENS
+    cache = span.new_cache()
+    span.forward(hidden_ND[None], cache=cache)
+    return cache.size_bytes / PAGE_TOKENS
+
+
+async def measure_speed(engine: "Engine") -> Speed:
+    """Time a session of the engine's own: one prompt of 128 tokens, then single tokens for half a second.
+
+    Returns:
+        Tokens a second through the whole span, for a single session, scheduling included.
+    """
+    prompt_tokens = max(1, min(_PROMPT_TOKENS, engine.context_tokens - _DECODE_STEPS))
+    steps = min(_DECODE_STEPS, engine.context_tokens - prompt_tokens)
+    span = engine.span
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(prompt_tokens, span.hidden_size, generator=generator).to(span.device, span.dtype)
+    session = engine.open_session(span.span, 1, prompt_tokens + steps)
+    try:
+        await engine.step(session, hidden_ND[:1], starts=(0,), counts=(1,))  # the first tick sets things up
+        rest = prompt_tokens - 1
+        started_at_s = time.perf_counter()
+        if rest:
+            await engine.step(session, hidden_ND[1:], starts=(1,), counts=(rest,))
+        prefill_s = time.perf_counter() - started_at_s
+        started_at_s, done = time.perf_counter(), 0
+        while done < steps and time.perf_counter() - started_at_s < _DECODE_S:
+            await engine.step(session, hidden_ND[:1], starts=(prompt_tokens + done,), counts=(1,))
+            done += 1
+        decode_s = time.perf_counter() - started_at_s
+    finally:
+        engine.close_session(session)
+    return Speed(decode_tokens_per_s=done / decode_s, prefill_tokens_per_s=rest / prefill_s)

@@ -1,0 +1,182 @@
+"""What the compute thread is asked to do: a piece of work knows what is left of it and how to deliver its result."""
+
+# B batch, T tokens, D model width, N packed tokens
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from corolla.blocks import SessionCache
+from corolla.cache import Lease, RowKV
+from corolla.terms import Span
+
+__all__ = ["Deliver", "FamilyRow", "ForwardWork", "Result", "Row", "RowSlice", "SessionRows", "StepWork"]
+
+
+class Result(NamedTuple):
+    """What came of a piece of work.
+
+    Args:
+        tensors: The last block's output, then the taps'; or the gradient.
+        queue_s: How long the work waited before its first tick.
+        compute_s: How long its ticks took, shared ticks counted whole.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    queue_s: float
+    compute_s: float
+
+
+Deliver = Callable[[Result | Exception], None]
+"""Called once, on the compute thread, with what came of the work."""
+
+
+class FamilyRow:
+    """A row of a family whose attention cannot use the pool: it keeps the family's own cache."""
+
+    def __init__(self, cache: SessionCache) -> None:
+        self.cache = cache
+        self.length = 0
+
+    def commit(self, length: int) -> None:
+        """Make the row this long."""
+        if length < self.length:
+            self.cache.rewind(length)
+        self.length = length
+
+    def fork(self) -> "FamilyRow":
+        """Copy the row, for a beam that goes on from it."""
+        twin = FamilyRow(self.cache.copy())
+        twin.length = self.length
+        return twin
+
+
+Row = RowKV | FamilyRow
+
+
+@dataclass(slots=True)
+class SessionRows:
+    """A session as the engine sees it: the blocks it runs, its lease, and its rows, which the compute thread owns."""
+
+    blocks: Span
+    lease: Lease
+    rows: list[Row]
+
+    def reorder(self, order: tuple[int, ...]) -> None:
+        """Let each row continue another: the first to take a row over gets it, the others get copies."""
+        taken: set[int] = set()
+        rows: list[Row] = []
+        for source in order:
+            rows.append(self.rows[source].fork() if source in taken else self.rows[source])
+            taken.add(source)
+        self.rows = rows
+
+
+class RowSlice(NamedTuple):
+    """Some new tokens of one row: so many, behind ``start`` stored ones, at ``offset`` in the step's tensor."""
+
+    row: int
+    start: int
+    tokens: int
+    offset: int
+
+
+class StepWork:
+    """New tokens of a session's rows.
+
+    Args:
+        session: Whose.
+        hidden_ND: The tokens, row after row.
+        starts: For each row, how many stored tokens it keeps.
+        counts: For each row, how many of the new tokens are its own.
+        order: For each row, the row it continues; ``None`` if all go on as they are.
+        taps: Blocks whose outputs are wanted as well.
+    """
+
+    def __init__(
+        self,
+        session: SessionRows,
+        hidden_ND: torch.Tensor,
+        starts: tuple[int, ...],
+        counts: tuple[int, ...],
+        order: tuple[int, ...] | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> None:
+        self.session = session
+        self.hidden_ND = hidden_ND
+        self.starts = starts
+        self.counts = counts
+        self.order = order
+        self.taps = taps
+        self.blocks = session.blocks
+        self.deliver: Deliver = _nobody
+        self.queued_at_s = 0.0
+        self.started_at_s: float | None = None
+        self.compute_s = 0.0
+        self.is_cancelled = False
+        self.done_tokens = 0
+        self.outputs = tuple(torch.empty_like(hidden_ND) for _ in range(1 + len(taps)))
+
+    @property
+    def left_tokens(self) -> int:
+        """How many tokens have not been computed yet."""
+        return len(self.hidden_ND) - self.done_tokens
+
+    def slices(self, budget_tokens: int) -> Iterator[RowSlice]:
+        """Yield the next tokens to compute, row by row, at most ``budget_tokens`` of them."""
+        left, offset = min(budget_tokens, self.left_tokens), 0
+        for row, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
+            done = min(max(self.done_tokens - offset, 0), count)
+            now = min(count - done, left)
+            if now:
+                yield RowSlice(row, start + done, now, offset + done)
+            left -= now
+            offset += count
+
+
+class ForwardWork:
+    """Whole sequences through blocks, with nothing kept; with ``grads_BTD``, the way back instead.
+
+    Args:
+        blocks: Which blocks.
+        hidden_BTD: The first block's input.
+        attention_mask_BT: 0 for padding; ``None`` if there is none.
+        position_ids_BT: ``None`` for 0, 1, 2, ...
+        taps: Blocks whose outputs are wanted, or have gradients, as well.
+        grads_BTD: The gradients with respect to the output and the taps; ``None`` on the way forward.
+    """
+
+    def __init__(
+        self,
+        blocks: Span,
+        hidden_BTD: torch.Tensor,
+        attention_mask_BT: torch.Tensor | None = None,
+        position_ids_BT: torch.Tensor | None = None,
+        taps: tuple[int, ...] = (),
+        grads_BTD: tuple[torch.Tensor, ...] | None = None,
+    ) -> None:
+        self.blocks = blocks
+        self.hidden_BTD = hidden_BTD
+        self.attention_mask_BT = attention_mask_BT
+        self.position_ids_BT = position_ids_BT
+        self.taps = taps
+        self.grads_BTD = grads_BTD
+        self.deliver: Deliver = _nobody
+        self.queued_at_s = 0.0
+        self.started_at_s: float | None = None
+        self.compute_s = 0.0
+        self.is_cancelled = False
+        self.done_rows = 0
+        outputs = 1 if grads_BTD is not None else 1 + len(taps)
+        self.outputs = tuple(torch.empty_like(hidden_BTD) for _ in range(outputs))
+
+    def next_rows(self, budget_tokens: int) -> slice:
+        """Say which rows of the batch to compute next: at least one, at most ``budget_tokens`` tokens."""
+        rows = max(1, budget_tokens // self.hidden_BTD.shape[1])
+        return slice(self.done_rows, min(self.done_rows + rows, len(self.hidden_BTD)))
+
+
+def _nobody(_: Result | Exception) -> None:
+    """Stand for whoever waits, until the engine says who that is."""

@@ -1,0 +1,61 @@
+"""A server's settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corolla.errors import ConfigError
+from corolla.terms import DType, Span
+
+__all__ = ["ServerConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What a server serves. A value of ``None`` is chosen from the swarm and the machine, and logged.
+
+    Raises:
+        ConfigError: If two values contradict each other.
+    """
+
+    model: str = field(metadata={"help": "a Hugging Face model, a directory, or smollm2"})
+    blocks: Span | None = field(
+        default=None, metadata={"help": "serve exactly these blocks, start:stop; default: where the swarm is weakest"}
+    )
+    num_blocks: int | None = field(
+        default=None,
+        metadata={"help": "serve so many blocks; default: as many as fit into free memory", "unit": "blocks"},
+    )
+    dtype: DType | None = field(
+        default=None, metadata={"help": "precision to compute in; default: the model's own, float32 if it names none"}
+    )
+    device: str | None = field(default=None, metadata={"help": "torch device; default: cuda if there is one, else cpu"})
+    name: str = field(default="", metadata={"help": "how others see this server; for people only"})
+    lease_s: float = field(
+        default=600.0, metadata={"help": "a session that says nothing for so long loses its pages", "unit": "seconds"}
+    )
+    drain_s: float = field(
+        default=30.0, metadata={"help": "how long sessions may still finish when the server leaves", "unit": "seconds"}
+    )
+    host: str = field(default="0.0.0.0", metadata={"help": "network interface to listen on"})
+    port: int = field(default=31330, metadata={"help": "port to listen on; 0 for any that is free"})
+    announce: tuple[str, ...] = field(
+        default=(), metadata={"help": "addresses to tell others instead of those that were found"}
+    )
+    peers: tuple[str, ...] = field(
+        default=(), metadata={"help": "addresses of peers of the swarm to join; none starts a new swarm"}
+    )
+    identity: Path | None = field(
+        default=None, metadata={"help": "file with the server's key, made if it is not there; default: a new key"}
+    )
+    settle_s: float = field(
+        default=0.5,
+        metadata={"help": "how long claims of servers that join together may take to spread", "unit": "seconds"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None and self.num_blocks is not None and len(self.blocks) != self.num_blocks:
+            raise ConfigError(
+                f"blocks {self.blocks} are {len(self.blocks)}, but num_blocks is {self.num_blocks}; give one"
+            )
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")

@@ -1,0 +1,225 @@
+"""Messages in, messages out: what a server does on one stream.
+
+Every request is answered, a refusal with its reason. Knows how messages and tensors meet the engine; nothing of how
+the span came to be served.
+"""
+
+# B batch, T tokens, D model width, N packed tokens
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import torch
+
+from corolla.codec import codec_named
+from corolla.engine import Engine, Result, SessionRows
+from corolla.errors import Error, InternalError, PeerBusy, RemoteProtocolError, SessionClosed, UsageError
+from corolla.swarm import Channel, Gossip
+from corolla.terms import ModelId
+from corolla.wire import (
+    Backward,
+    Closed,
+    CloseSession,
+    Failure,
+    Forward,
+    Gradients,
+    OpenSession,
+    Output,
+    SessionOpened,
+    SessionState,
+    Step,
+    TensorMeta,
+    Timing,
+    split_payload,
+)
+from corolla.wire.frames import Buffer
+
+__all__ = ["Handler"]
+
+
+class Handler:
+    """Answers the streams that other peers open to a server.
+
+    Args:
+        gossip: What answers the swarm's own messages.
+        lease_s: A session that says nothing for so long is ended.
+
+    Attributes:
+        is_draining: Whether new sessions are turned away.
+    """
+
+    def __init__(self, gossip: Gossip, *, lease_s: float) -> None:
+        self._gossip = gossip
+        self._lease_s = lease_s
+        self._served: tuple[Engine, ModelId] | None = None
+        self.is_draining = False
+
+    def take_over(self, engine: Engine, model: ModelId) -> None:
+        """Begin to serve; before, whoever asks for computing is told to come back.
+
+        Args:
+            engine: What computes.
+            model: The weights that it has.
+        """
+        self._served = engine, model
+
+    async def serve(self, channel: Channel) -> None:
+        """Answer one stream until the other side ends it.
+
+        Raises:
+            PeerLost: When it has ended.
+            WireError: If the other side broke the protocol.
+        """
+        while True:
+            received = await channel.receive()
+            match received.message:
+                case OpenSession() as message:
+                    await self._serve_session(channel, message)
+                case Forward() | Backward() as message:
+                    await self._serve_request(channel, message, received.payload, received.deadline_s)
+                case message:
+                    await self._gossip.handle(channel, message)
+
+    async def _serve_request(
+        self, channel: Channel, message: Forward | Backward, payload: memoryview, deadline_s: float | None
+    ) -> None:
+        try:
+            engine = self._engine_for(message.model)
+            with anyio.fail_after(deadline_s):
+                reply, buffers = await _compute(engine, message, payload)
+        except Error as error:
+            await channel.send(Failure.of(error))
+        except TimeoutError:
+            return  # the other side has stopped waiting
+        else:
+            await channel.send(reply, buffers)
+
+    async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
+        state = SessionState()
+        state.received(opening)
+        try:
+            engine = self._engine_for(opening.model)
+            session = self._open_session(engine, opening)
+        except Error as error:
+            await channel.send(Failure.of(error))
+            return
+        try:
+            opened = SessionOpened(lease_s=self._lease_s)
+            state.sent(opened)
+            await channel.send(opened)
+            while state.state == "open":
+                await self._serve_step(channel, state, _Session(engine, session, opening.codec))
+        finally:
+            engine.close_session(session)
+
+    def _open_session(self, engine: Engine, opening: OpenSession) -> SessionRows:
+        codec_named(opening.codec)
+        if self.is_draining:
+            raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
+        return engine.open_session(opening.span, opening.rows, opening.max_tokens)
+
+    async def _serve_step(self, channel: Channel, state: SessionState, session: "_Session") -> None:
+        """Answer one message of an open session."""
+        with anyio.move_on_after(self._lease_s) as lease:
+            received = await channel.receive()
+        if lease.cancelled_caught:
+            raise SessionClosed(f"nothing was heard of the session for {self._lease_s:.0f} s; open another one")
+        state.received(received.message)
+        match received.message:
+            case Step() as step:
+                try:
+                    result = await session.step(step, received.payload)
+                except InternalError:
+                    raise  # the rows are in doubt, so the stream ends with this error
+                except Error as error:
+                    failure = Failure.of(error)
+                    state.sent(failure)
+                    await channel.send(failure)
+                else:
+                    metas, payload = _encode(result.tensors, session.codec)
+                    output = Output(tensors=metas, timing=Timing(result.queue_s, result.compute_s))
+                    state.sent(output)
+                    await channel.send(output, payload)
+            case CloseSession():
+                session.engine.close_session(session.rows)
+                closed = Closed()
+                state.sent(closed)
+                await channel.send(closed)
+            case other:
+                raise RemoteProtocolError(f"{type(other).__name__} does not belong into an open session")
+
+    def _engine_for(self, model: ModelId) -> Engine:
+        if self._served is None:
+            raise PeerBusy("the server is still loading its blocks", retry_after_s=5.0)
+        engine, served = self._served
+        if model != served:
+            raise UsageError(
+                f"model {model[:12]} was asked of a server of model {served[:12]}; look at the swarm again"
+            )
+        return engine
+
+
+class _Session(NamedTuple):
+    """An open session: where it is computed, what it holds there, and how its outputs travel."""
+
+    engine: Engine
+    rows: SessionRows
+    codec: str
+
+    async def step(self, step: Step, payload: memoryview) -> Result:
+        (hidden_ND,) = _decode(self.engine, (step.hidden,), payload, axes=2)
+        return await self.engine.step(
+            self.rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=step.taps
+        )
+
+
+async def _compute(
+    engine: Engine, message: Forward | Backward, payload: memoryview
+) -> tuple[Output | Gradients, list[Buffer]]:
+    metas = (message.hidden,) if isinstance(message, Forward) else message.tensors
+    hidden_BTD, *grads_BTD = _decode(engine, metas, payload, axes=3)
+    if isinstance(message, Backward) and len(grads_BTD) != 1 + len(message.taps):
+        raise RemoteProtocolError(f"{len(grads_BTD)} gradients came for an output and {len(message.taps)} taps")
+    if any(grad_BTD.shape != hidden_BTD.shape for grad_BTD in grads_BTD):
+        raise RemoteProtocolError("a gradient's shape differs from that of the input")
+    rows, tokens = hidden_BTD.shape[:2]
+    codec_named(message.codec)
+    result = await engine.forward(
+        message.span,
+        hidden_BTD,
+        attention_mask_BT=_integers(message.attention_mask, torch.uint8, rows, tokens),
+        position_ids_BT=_integers(message.position_ids, torch.int32, rows, tokens),
+        taps=message.taps,
+        grads_BTD=tuple(grads_BTD) or None,
+    )
+    tensors, buffers = _encode(result.tensors, message.codec)
+    answer = Output if isinstance(message, Forward) else Gradients
+    return answer(tensors=tensors, timing=Timing(result.queue_s, result.compute_s)), buffers
+
+
+def _decode(engine: Engine, metas: Sequence[TensorMeta], payload: memoryview, *, axes: int) -> list[torch.Tensor]:
+    span = engine.span
+    for meta in metas:
+        if len(meta.shape) != axes or meta.shape[-1] != span.hidden_size:
+            raise UsageError(
+                f"a tensor of shape {list(meta.shape)} was sent to blocks that take {axes} axes, the last of "
+                f"{span.hidden_size} values"
+            )
+    parts = split_payload(payload, [meta.nbytes for meta in metas])
+    tensors = [codec_named(meta.codec).decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
+    return [tensor.to(span.device, span.dtype) for tensor in tensors]
+
+
+def _encode(tensors: Sequence[torch.Tensor], codec_name: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:
+    encoded = [codec_named(codec_name).encode(tensor) for tensor in tensors]
+    return tuple(one.meta for one in encoded), [buffer for one in encoded for buffer in one.buffers]
+
+
+def _integers(data: bytes | None, dtype: torch.dtype, rows: int, tokens: int) -> torch.Tensor | None:
+    """Read integers ``[B, T]`` that came inside a message."""
+    if data is None:
+        return None
+    if len(data) != rows * tokens * dtype.itemsize:
+        raise RemoteProtocolError(f"{len(data)} bytes of {dtype} came for {rows} x {tokens} tokens")
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(rows, tokens).long()

@@ -1,0 +1,204 @@
+"""The life of a server: join, claim a span, load it, serve it, drain, leave.
+
+Owns the order of these, and what is announced at each. What a stream is answered is in ``server/handler.py``.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import anyio
+
+from corolla import __version__
+from corolla.blocks import BlockSpan, context_tokens
+from corolla.engine import Engine, EngineConfig
+from corolla.errors import ungrouped
+from corolla.hub import HubConfig, Progress, stay_silent
+from corolla.routing import choose_span, claims_before
+from corolla.server.config import ServerConfig
+from corolla.server.handler import Handler
+from corolla.server.loading import Model, load_blocks, open_model
+from corolla.swarm import Contacts, Directory, Endpoint, Gossip, Identity, SwarmConfig, TlsTransport
+from corolla.swarm.transport import Transport
+from corolla.telemetry import event, logger
+from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
+from corolla.wire.limits import MAX_STEP_TOKENS
+
+__all__ = ["Server", "Stage"]
+
+_LOG = logger(__name__)
+
+Stage = Literal["listening", "joined", "claimed", "loaded", "online", "draining", "left"]
+"""How far a server has come; each stage is told to whoever watches."""
+
+
+class Server:
+    """Serves a span of a model's blocks until it is told to stop.
+
+    Args:
+        config: What to serve, and where.
+        engine: How to compute.
+        swarm: How to talk to the swarm.
+        hub: Where models are kept.
+        transport: How bytes travel; ``None`` for TLS over TCP.
+
+    Attributes:
+        span: The blocks, once they are claimed.
+        speed: What was measured, once it was.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        engine: EngineConfig | None = None,
+        swarm: SwarmConfig | None = None,
+        hub: HubConfig | None = None,
+        transport: Callable[[Identity], Transport] | None = None,
+    ) -> None:
+        self.config = config
+        self._engine_config = engine or EngineConfig()
+        self._swarm_config = swarm or SwarmConfig()
+        self._hub_config = hub or HubConfig()
+        self._identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
+        make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
+        self._transport = make(self._identity)
+        self._endpoint = Endpoint(self._identity, [self._transport], self._swarm_config)
+        self._gossip = Gossip(
+            self._endpoint,
+            Directory(self._swarm_config),
+            Contacts(config.peers),
+            rng=random.Random(),
+        )
+        self._stop = anyio.Event()
+        self._engine: Engine | None = None
+        self._model: Model | None = None
+        self.span: Span | None = None
+        self.speed: Speed | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this server is."""
+        return self._identity.peer_id
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where this server listens; empty before it does."""
+        return self._endpoint.addresses
+
+    def stop(self) -> None:
+        """Ask the server to drain and leave. Doing it twice does no harm."""
+        self._stop.set()
+
+    async def run(
+        self, watch: Callable[[Stage], Awaitable[None]] | None = None, report: Progress = stay_silent
+    ) -> None:
+        """Live: from listening to having left.
+
+        Args:
+            watch: Hears of each stage as it is reached.
+            report: Hears of downloads and loading, from a thread.
+
+        Raises:
+            ConfigError: If it cannot listen where it should.
+            BootstrapFailed: If none of the given peers answers.
+            ModelError: If the model cannot be served.
+            CapacityError: If it does not fit.
+        """
+
+        async def reach(stage: Stage) -> None:
+            event(_LOG, stage, peer=self.peer_id[:8], span=self.span)
+            if watch is not None:
+                await watch(stage)
+
+        with ungrouped():
+            await self._live(reach, report)
+        await reach("left")
+
+    async def _live(self, reach: Callable[[Stage], Awaitable[None]], report: Progress) -> None:
+        async with self._endpoint, anyio.create_task_group() as tasks:
+            announce = tuple(Address(address) for address in self.config.announce)
+            scheme = self._transport.scheme
+            await self._endpoint.listen(scheme, self.config.host, self.config.port, announce=announce)
+            await reach("listening")
+            handler = Handler(self._gossip, lease_s=self.config.lease_s)
+            tasks.start_soon(self._endpoint.serve, handler.serve)
+            await self._gossip.join()
+            tasks.start_soon(self._gossip.run)
+            await reach("joined")
+            model = await anyio.to_thread.run_sync(open_model, self.config, self._hub_config, report)
+            self._model = model
+            span = await self._claim(model)
+            await reach("claimed")
+            blocks = await anyio.to_thread.run_sync(load_blocks, model, span, report)
+            await reach("loaded")
+            async with self._make_engine(blocks, model) as engine:
+                self._engine = engine
+                self.speed = await engine.measure()
+                handler.take_over(engine, model.repository.model_id)
+                await self._announce("online")
+                await reach("online")
+                await self._refresh_until_stopped()
+                handler.is_draining = True
+                await self._announce("draining")
+                await reach("draining")
+                await self._drain(engine)
+            await self._gossip.leave()
+            tasks.cancel_scope.cancel()
+
+    def _make_engine(self, blocks: BlockSpan, model: Model) -> Engine:
+        context = context_tokens(model.config) or MAX_STEP_TOKENS
+        return Engine(blocks, self._engine_config, context_tokens=context)
+
+    async def _claim(self, model: Model) -> Span:
+        """Choose a span and claim it; where others claim at the same time, look again until nobody moves."""
+        while True:
+            chosen = self.config.blocks or choose_span(
+                claims_before(self._gossip.snapshot(), self.peer_id),
+                model.repository.model_id,
+                model.num_blocks,
+                model.span_blocks,
+            )
+            if chosen == self.span:
+                return chosen
+            self.span = chosen
+            await self._announce("joining")
+            if self.config.blocks is None and self.config.peers:
+                await anyio.sleep(self.config.settle_s)
+
+    async def _refresh_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            with anyio.move_on_after(self._swarm_config.refresh_s):
+                await self._stop.wait()
+                return
+            await self._announce("online")
+
+    async def _drain(self, engine: Engine) -> None:
+        with anyio.move_on_after(self.config.drain_s) as limit:
+            await engine.wait_until_idle()
+        if limit.cancelled_caught:
+            event(_LOG, "left with sessions open", sessions=engine.load.sessions, after_s=self.config.drain_s)
+
+    async def _announce(self, state: ServerState) -> None:
+        model, span = self._model, self.span
+        if model is None or span is None:
+            return
+        load = self._engine.load if self._engine else None
+        announcement = Announcement(
+            peer=self.peer_id,
+            sequence=0,  # gossip gives it the next one
+            ttl_s=self._swarm_config.ttl_s,
+            model=model.repository.model_id,
+            model_name=self.config.model[-128:],
+            num_blocks=model.num_blocks,
+            span=span,
+            state=state,
+            dtype=model.dtype,
+            addresses=self.addresses,
+            speed=self.speed,
+            free_tokens=load.free_tokens if load else 0,
+            sessions=load.sessions if load else 0,
+            version=__version__,
+            name=self.config.name,
+        )
+        await self._gossip.announce(announcement)

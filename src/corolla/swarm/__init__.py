@@ -1,0 +1,47 @@
+"""How peers find, reach and trust each other: identity, transports, channels, the directory and its gossip.
+
+Knows messages as far as it must carry them; knows no tensor, no model's files, and not how a chain is chosen.
+"""
+
+from corolla.swarm.address import format_address, parse_address, split_address
+from corolla.swarm.channel import Channel, Received
+from corolla.swarm.config import SwarmConfig
+from corolla.swarm.contacts import Contact, Contacts
+from corolla.swarm.directory import Directory, Verdict
+from corolla.swarm.endpoint import ChannelHandler, Endpoint
+from corolla.swarm.gossip import Gossip
+from corolla.swarm.identity import Identity, public_key_of, verify
+from corolla.swarm.memory import MemoryNetwork, MemoryTransport
+from corolla.swarm.pings import Pings
+from corolla.swarm.tls import TlsTransport
+from corolla.swarm.transport import Listener, Path, Stream, StreamHandler, Transport
+from corolla.swarm.watcher import Watcher
+
+__all__ = [
+    "Channel",
+    "ChannelHandler",
+    "Contact",
+    "Contacts",
+    "Directory",
+    "Endpoint",
+    "Gossip",
+    "Identity",
+    "Listener",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "Path",
+    "Pings",
+    "Received",
+    "Stream",
+    "StreamHandler",
+    "SwarmConfig",
+    "TlsTransport",
+    "Transport",
+    "Verdict",
+    "Watcher",
+    "format_address",
+    "parse_address",
+    "public_key_of",
+    "split_address",
+    "verify",
+]

@@ -1,0 +1,106 @@
+"""Whom to turn to when the directory is empty: peers named by the user, and peers remembered from the last time."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from anyio import to_thread
+from msgspec import Meta
+
+from corolla.errors import ConfigError
+from corolla.swarm.address import parse_address, split_address
+from corolla.terms import PEER_ID_PATTERN, Address, Announcement, PeerId
+
+__all__ = ["Contact", "Contacts"]
+
+_LOG = logging.getLogger(__name__)
+_MAX_ADDRESSES: Final = 16
+_MAX_FILE_BYTES: Final = 1 << 20
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """A peer and where it may be found.
+
+    Args:
+        peer: Who; ``None`` for whoever is at the address.
+        addresses: Where, the likeliest first.
+    """
+
+    peer: Annotated[PeerId, Meta(pattern=PEER_ID_PATTERN)] | None
+    addresses: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=_MAX_ADDRESSES)]
+
+
+class Contacts:
+    """The contacts of one peer, on paper and in mind.
+
+    Args:
+        bootstrap: Addresses given by the user, with or without a peer id.
+        path: The file that remembers peers between two runs; ``None`` to remember none.
+        max_remembered: How many it holds.
+
+    Attributes:
+        given: Those named by the user.
+
+    Raises:
+        ConfigError: If an address is none.
+    """
+
+    def __init__(self, bootstrap: Sequence[str] = (), *, path: Path | None = None, max_remembered: int = 64) -> None:
+        parsed = [parse_address(text) for text in bootstrap]
+        self.given = tuple(Contact(peer, (address,)) for peer, address in parsed)
+        self._remembered: tuple[Contact, ...] = ()
+        self._path = path
+        self._max_remembered = max_remembered
+
+    def all(self) -> list[Contact]:
+        """Give all contacts, those named by the user first."""
+        return [*self.given, *self._remembered]
+
+    async def load(self) -> None:
+        """Read the file; one that is missing or damaged costs no more than what it held."""
+        if self._path is None:
+            return
+        try:
+            self._remembered = await to_thread.run_sync(_read, self._path)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError, ConfigError) as error:
+            _LOG.warning("the remembered peers in %s cannot be read and are ignored: %s", self._path, error)
+
+    async def remember(self, announcements: Iterable[Announcement], *, but: PeerId) -> None:
+        """Write down where peers are, for the next start, if that has changed.
+
+        Args:
+            announcements: Theirs.
+            but: Whom to leave out: this peer itself.
+        """
+        known = (
+            Contact(claim.peer, claim.addresses) for claim in announcements if claim.addresses and claim.peer != but
+        )
+        chosen = tuple(islice(known, self._max_remembered))
+        if self._path is None or not chosen or set(chosen) == set(self._remembered):
+            return
+        self._remembered = chosen
+        try:
+            await to_thread.run_sync(_write, self._path, chosen)
+        except OSError as error:
+            _LOG.warning("the peers could not be written to %s: %s", self._path, error)
+
+
+def _read(path: Path) -> tuple[Contact, ...]:
+    with path.open("rb") as file:
+        contacts = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=tuple[Contact, ...])
+    for contact in contacts:
+        for address in contact.addresses:
+            split_address(address)
+    return contacts
+
+
+def _write(path: Path, contacts: tuple[Contact, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(contacts), indent=1))
+    draft.replace(path)

@@ -1,0 +1,239 @@
+"""One peer's presence in the swarm: its identity, its transports, its open ears, and the idle channels it keeps.
+
+Knows nothing of what is said on the channels: handlers and callers do.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import anyio
+
+from corolla.errors import ConfigError, Error, InternalError, PeerBusy, PeerError, PeerUnreachable
+from corolla.swarm.address import split_address
+from corolla.swarm.channel import Channel
+from corolla.swarm.config import SwarmConfig
+from corolla.swarm.identity import Identity
+from corolla.swarm.race import race
+from corolla.swarm.transport import Listener, Stream, Transport
+from corolla.terms import Address, PeerId
+
+__all__ = ["ChannelHandler", "Endpoint"]
+
+_LOG = logging.getLogger(__name__)
+
+ChannelHandler = Callable[[Channel], Awaitable[None]]
+"""What is called for every channel that another peer opens; the channel is closed when it returns."""
+
+
+class _Idle(NamedTuple):
+    channel: Channel
+    since_s: float
+
+
+class Endpoint:
+    """Dials peers, listens for them, and keeps idle channels for the next use. An async context manager.
+
+    Args:
+        identity: Who this peer is.
+        transports: The ways to reach others.
+        config: The limits.
+
+    Raises:
+        ConfigError: If two transports claim the same addresses.
+    """
+
+    def __init__(self, identity: Identity, transports: Sequence[Transport], config: SwarmConfig | None = None) -> None:
+        self.identity = identity
+        self.config = SwarmConfig() if config is None else config
+        self._transports: Mapping[str, Transport] = {transport.scheme: transport for transport in transports}
+        if len(self._transports) < len(transports):
+            raise ConfigError("two transports have the same scheme; give each once")
+        self._listeners: list[Listener] = []
+        self._idle: dict[PeerId, deque[_Idle]] = {}
+        self._served: Counter[PeerId] = Counter()
+        self._resources = AsyncExitStack()
+        self._is_open = False
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.peer_id[:8]}, {', '.join(self.addresses) or 'not listening'})"
+
+    async def __aenter__(self) -> Self:
+        await self._resources.__aenter__()
+        self._resources.push_async_callback(self._close_all)
+        tasks = await self._resources.enter_async_context(anyio.create_task_group())
+        self._resources.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(self._close_stale)
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._is_open = False
+        return await self._resources.__aexit__(kind, error, traceback)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        return self.identity.peer_id
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where this peer can be dialled; empty if it does not listen."""
+        return tuple(address for listener in self._listeners for address in listener.addresses)
+
+    async def listen(self, scheme: str, host: str, port: int, *, announce: Sequence[Address] = ()) -> None:
+        """Open an ear; :meth:`serve` answers it.
+
+        Args:
+            scheme: Through which transport.
+            host: Where, in its terms; for IP the address of an interface.
+            port: Which port; 0 for any that is free.
+            announce: What to give as addresses instead of what is found.
+
+        Raises:
+            ConfigError: If it cannot listen there; says why and what helps.
+        """
+        self._listeners.append(await self._transport(scheme).listen(host, port, announce=announce))
+
+    async def serve(self, handler: ChannelHandler) -> None:
+        """Answer all ears until cancelled: each channel that a peer opens is handled in a task of its own.
+
+        An error that the handler raises is reported to the peer, if it can still be told, and costs that channel alone.
+
+        Args:
+            handler: What to do with a channel.
+        """
+
+        async def serve_stream(stream: Stream) -> None:
+            await self._serve_stream(stream, handler)
+
+        async with anyio.create_task_group() as tasks:
+            for listener in self._listeners:
+                tasks.start_soon(listener.serve, serve_stream)
+
+    @asynccontextmanager
+    async def channel(self, peer: PeerId | None, addresses: Sequence[Address]) -> AsyncIterator[Channel]:
+        """Have a channel to a peer for the length of a block: an idle one, or else a new one.
+
+        When the block ends well and every message on the channel was answered, the channel is kept for another use; so
+        end a session before the block ends, or close the channel in it. When the block fails, the channel is closed.
+
+        Args:
+            peer: Who must be there; ``None`` for whoever is.
+            addresses: Where, the likeliest first; the next is tried if one fails or does not answer soon.
+
+        Raises:
+            PeerUnreachable: If it cannot be dialled; says which addresses were tried and what went wrong at each.
+        """
+        channel = await self._take_idle(peer) or Channel(await self._dial(peer, addresses))
+        is_done = False
+        try:
+            yield channel
+            is_done = True
+        finally:
+            if not (is_done and self._keep_idle(channel)):
+                with anyio.CancelScope(shield=True):
+                    await channel.aclose()
+
+    def _transport(self, scheme: str) -> Transport:
+        if scheme not in self._transports:
+            known = ", ".join(sorted(self._transports)) or "none"
+            raise ConfigError(f"there is no transport for {scheme} addresses here; there are: {known}")
+        return self._transports[scheme]
+
+    async def _take_idle(self, peer: PeerId | None) -> Channel | None:
+        idle = self._idle.get(peer) if peer is not None else None
+        while idle:
+            channel = idle.pop().channel  # the one used last: the likeliest to live
+            if channel.is_reusable:
+                return channel
+            await channel.aclose()
+        return None
+
+    def _keep_idle(self, channel: Channel) -> bool:
+        idle = self._idle.setdefault(channel.peer, deque())
+        if not (self._is_open and channel.is_reusable and len(idle) < self.config.max_idle_per_peer):
+            return False
+        idle.append(_Idle(channel, anyio.current_time()))
+        return True
+
+    async def _close_stale(self) -> None:
+        """Close idle channels that grew old or were closed by the other side, for as long as the endpoint is open."""
+        while True:
+            await anyio.sleep(min(1.0, self.config.idle_s / 4))
+            oldest_s = anyio.current_time() - self.config.idle_s
+            stale: list[Channel] = []
+            for peer, idle in list(self._idle.items()):
+                fresh = deque(entry for entry in idle if entry.since_s > oldest_s and entry.channel.is_reusable)
+                stale += [entry.channel for entry in idle if entry not in fresh]
+                self._idle[peer] = fresh
+                if not fresh:
+                    del self._idle[peer]
+            with anyio.CancelScope(shield=True):
+                for channel in stale:
+                    await channel.aclose()
+
+    async def _close_all(self) -> None:
+        with anyio.CancelScope(shield=True):
+            for listener in self._listeners:
+                await listener.aclose()
+            self._listeners.clear()
+            while self._idle:
+                for entry in self._idle.popitem()[1]:
+                    await entry.channel.aclose()
+
+    async def _dial(self, peer: PeerId | None, addresses: Sequence[Address]) -> Stream:
+        """Try the addresses in order, each soon after the last or as soon as that failed; the first stream wins."""
+        problems: list[str] = []
+
+        async def attempt(address: Address) -> Stream | None:
+            try:
+                return await self._transport(split_address(address).scheme).dial(peer, address)
+            except (PeerUnreachable, ConfigError) as error:
+                problems.append(error.message)
+                return None
+
+        attempts = [partial(attempt, address) for address in addresses]
+        stream = await race(attempts, self.config.race_delay_s, lambda stream: stream.aclose())
+        if stream is None:
+            who = "the peer" if peer is None else f"peer {peer[:8]}"
+            what = "; ".join(problems) or "it has no address"
+            raise PeerUnreachable(f"{who} could not be reached: {what}", peer=peer)
+        return stream
+
+    async def _serve_stream(self, stream: Stream, handler: ChannelHandler) -> None:
+        """Handle one stream, whatever happens, without harm to the others."""
+        channel = Channel(stream)
+        self._served[stream.peer] += 1
+        try:
+            self._check_room(stream.peer)
+            await handler(channel)
+        except PeerError as error:
+            _LOG.debug("a channel of peer %s ended: %s", stream.peer[:8], error.message)
+            await channel.refuse(error)
+        except Error as error:
+            _LOG.info("a channel of peer %s failed: %s", stream.peer[:8], error.message)
+            await channel.refuse(error)
+        except Exception:  # noqa: BLE001 (the supervisor: a bug in one handler must not take all channels down)
+            _LOG.exception("a bug ended a channel of peer %s", stream.peer[:8])
+            await channel.refuse(InternalError("an internal error; its cause is in this peer's log"))
+        finally:
+            self._served[stream.peer] -= 1
+            if not self._served[stream.peer]:
+                del self._served[stream.peer]
+            with anyio.CancelScope(shield=True):
+                await channel.aclose()
+
+    def _check_room(self, peer: PeerId) -> None:
+        count, total = self._served[peer], self._served.total()
+        if count > self.config.max_streams_per_peer or total > self.config.max_streams:
+            raise PeerBusy(
+                f"there are {count - 1} streams of yours and {total - 1} in all here, and no room for more",
+                peer=self.peer_id,
+            )

@@ -1,0 +1,130 @@
+"""Rows packed side by side give what each gives alone on the exact path, up to the rounding of other kernels."""
+
+# T tokens, N packed tokens, D model width
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from corolla.blocks import FAMILIES, GrowingKV, PackedRow, build_tiny, check_family, split_model
+from corolla.blocks.zoo import default_config, tiny_config
+from corolla.errors import UnsupportedModel, UsageError
+from corolla.terms import Span
+
+TOLERANCE = 1e-5
+"""Relative to the largest number, in float32: another kernel adds the same products in another order, so that each block may
+move a result by some roundings (6e-8 each)."""
+
+TABLE = Path(__file__).parents[2] / "docs" / "families.md"
+ROWS = {
+    family: (packed == "yes", rewind == "yes")
+    for family, packed, rewind in re.findall(r"^\| `([^`]+)` \| yes \| (yes|no) \| (yes|no) \|", TABLE.read_text(), re.M)
+}
+PACKABLE = [family for family, (is_packable, _) in ROWS.items() if is_packable]
+
+
+class AloneAndPacked:
+    """One span, run both ways over the same hidden states."""
+
+    def __init__(self, family, rows):
+        (self.span,) = split_model(build_tiny(default_config(family)), [Span(0, 4)])
+        self.hidden = torch.randn(rows, 64, self.span.hidden_size)
+        self.starts = [0] * rows
+        self.kvs = [GrowingKV() for _ in range(rows)]
+        self.caches = [self.span.new_cache() for _ in range(rows)]
+
+    def step(self, counts):
+        """Give each row so many tokens; return how far the two ways are apart, relative to the largest number."""
+        rows = [row for row, count in enumerate(counts) if count]
+        pieces = [self.hidden[row, self.starts[row] : self.starts[row] + counts[row]] for row in rows]
+        packed = [PackedRow(self.starts[row], counts[row], self.kvs[row]) for row in rows]
+        packed_ND, taps = self.span.forward_packed(torch.cat(pieces), packed, taps={1})
+        alone, alone_taps = [], []
+        for row, piece in zip(rows, pieces, strict=True):
+            output_BTD, tapped = self.span(piece[None], cache=self.caches[row], taps={1})
+            alone.append(output_BTD[0])
+            alone_taps.append(tapped[1][0])
+            self.starts[row] += counts[row]
+        return max(distance(packed_ND, torch.cat(alone)), distance(taps[1], torch.cat(alone_taps)))
+
+
+def distance(actual, expected):
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def test_the_table_in_the_docs_lists_the_families_that_are_tested():
+    assert list(ROWS) == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_self_test_finds_what_the_table_in_the_docs_says(family):
+    report = check_family(default_config(family))
+    assert report.is_supported, report.reason
+    assert (report.is_packable, report.can_rewind) == ROWS[family], report.reason
+
+
+@pytest.mark.parametrize("family", PACKABLE)
+@torch.inference_mode()
+def test_rows_that_begin_go_on_and_decode_give_what_each_gives_alone(family):
+    both = AloneAndPacked(family, rows=4)
+    assert both.step([14, 3, 0, 1]) < TOLERANCE  # a prompt longer than the window, a short one, one of a single token
+    assert both.step([1, 9, 2, 1]) < TOLERANCE  # decoding, a second chunk that crosses the window, a latecomer
+    assert both.step([1, 1, 1, 1]) < TOLERANCE
+    assert both.step([0, 7, 0, 12]) < TOLERANCE
+    assert both.step([1, 1, 1, 1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"])
+@torch.inference_mode()
+def test_one_row_decodes_token_by_token_from_nothing(family):
+    both = AloneAndPacked(family, rows=1)
+    assert max(both.step([1]) for _ in range(20)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["phi3/longrope", "llama/dynamic"])
+@torch.inference_mode()
+def test_rows_of_any_length_share_a_run_where_rotary_tables_depend_on_it(family):
+    both = AloneAndPacked(family, rows=3)
+    assert both.step([4, 30, 9]) < TOLERANCE
+    assert both.step([1, 1, 1]) < TOLERANCE
+    assert both.step([1, 1, 1]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_decoding_reads_the_stored_tokens_where_they_are():
+    (span,) = split_model(build_tiny(tiny_config("llama")), [Span(0, 1)])
+    stored = (torch.randn(2, 512, 16), torch.randn(2, 512, 16))
+
+    class Fixed:
+        def append(self, block, key_HTD, value_HTD):
+            return stored
+
+    row = PackedRow(511, 1, Fixed())
+    token_ND = torch.randn(1, span.hidden_size)
+    span.forward_packed(token_ND, [row])
+    with torch.profiler.profile(profile_memory=True) as profile:
+        span.forward_packed(token_ND, [row])
+    largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert largest < stored[0].nbytes / 2
+
+
+@torch.inference_mode()
+def test_a_part_of_the_span_stores_under_the_numbers_of_its_blocks():
+    (span,) = split_model(build_tiny(tiny_config("qwen3")), [Span(1, 4)])
+    kv = GrowingKV()
+    span.forward_packed(torch.randn(3, span.hidden_size), [PackedRow(0, 3, kv)], blocks=Span(2, 4))
+    assert sorted(kv.stored) == [2, 3]
+
+
+def test_rows_that_do_not_add_up_are_refused():
+    (span,) = split_model(build_tiny(tiny_config("llama")), [Span(0, 4)])
+    with pytest.raises(UsageError, match="2 new tokens, but 3"):
+        span.forward_packed(torch.zeros(3, span.hidden_size), [PackedRow(0, 2, GrowingKV())])
+
+
+def test_a_family_with_an_attention_of_its_own_is_refused():
+    (span,) = split_model(build_tiny(tiny_config("gptj")), [Span(0, 4)])
+    with pytest.raises(UnsupportedModel, match="a way of its own"):
+        span.forward_packed(torch.zeros(3, span.hidden_size), [PackedRow(0, 3, GrowingKV())])
