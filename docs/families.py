@@ -11,18 +11,20 @@ import transformers
 from corolla.blocks import FAMILIES, UNSUPPORTED, check_family
 from corolla.blocks.zoo import default_config
 
-HEAD = """# Families
+HEAD = """\
+# Families
 
 <!-- Written by docs/families.py; change src/corolla/blocks/zoo.py, then run it again. -->
 
-Model types of transformers whose blocks Corolla runs in spans, as found with transformers {transformers} and torch {torch}.
-A server tests the very configuration that it is about to serve, so a family that is not listed may work as well; these are
-tested with every change.
+Model types of transformers whose blocks Corolla runs in spans, as found with VERSIONS.
+A server tests the very configuration that it is about to serve, so a family that is not listed may work as well;
+these are tested with every change.
 
 * **exact**: three spans give bit for bit what the whole model gives: prompts, cached steps, padded batches, gradients.
-* **packed**: tokens of many sessions run in one batch, and keys and values live in pages. Where not, each session of a server
-  keeps the family's own cache, and runs alone.
-* **rewind**: a session can be taken back to an earlier position. Where not, it is started anew from the log of what was sent.
+* **packed**: tokens of many sessions run in one batch, and keys and values live in pages. Where not, each session of a
+  server keeps the family's own cache, and runs alone.
+* **rewind**: a session can be taken back to an earlier position. Where not, it is started anew from the log of what was
+  sent.
 
 | family | exact | packed | rewind | why not |
 |---|---|---|---|---|
@@ -56,8 +58,8 @@ def main() -> None:
         answers = ("yes" if answer else "no" for answer in (report.is_supported, report.is_packable, report.can_rewind))
         rows.append(f"| `{family}` | {' | '.join(answers)} | {why} |\n")
     unsupported = [f"| `{family}` | {why} |\n" for family, why in UNSUPPORTED.items()]
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
-    page = HEAD.format(**versions) + "".join(rows) + TAIL + "".join(unsupported)
+    versions = f"transformers {transformers.__version__} and torch {torch.__version__.partition('+')[0]}"
+    page = HEAD.replace("VERSIONS", versions) + "".join(rows) + TAIL + "".join(unsupported)
     Path(__file__).with_suffix(".md").write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -129,6 +129,13 @@ def test_families_that_cannot_be_cut_are_refused(family):
     assert report.reason
 
 
+@torch.inference_mode()
+def test_the_self_test_leaves_the_callers_dice_and_modes_alone():
+    before = torch.get_rng_state()
+    assert check_family(default_config("llama")).is_packable
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "deepseek_v3", "falcon/alibi", "qwen3_next"])
 @torch.no_grad()
 def test_part_of_a_span_runs_as_a_span_of_its_own(family):

@@ -1,4 +1,4 @@
-"""A span loaded from its own files alone runs as it does in the whole model; what is not whole or not safe is refused."""
+"""A span loaded from its own files alone runs as it does in the whole model; what is damaged or unsafe is refused."""
 
 # B batch, T tokens, D model width
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from corolla.blocks import build_tiny, load_span, needed_edge_keys, needed_keys, split_model, weight_bytes
@@ -40,6 +41,22 @@ def test_a_span_needs_only_its_own_files_and_equals_the_whole_model(family, tmp_
         assert loaded.weight_bytes == expected.weight_bytes == weight_bytes(model.config, span, torch.float32)
         hidden_BTD = torch.randn(2, 9, loaded.hidden_size)
         assert torch.equal(loaded(hidden_BTD)[0], expected(hidden_BTD)[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gpt_oss", "qwen3_next"])
+@torch.no_grad()
+def test_half_precision_is_that_of_the_whole_model(family, tmp_path):
+    model, _ = save(family, tmp_path)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for span, expected in zip(SPANS, split_model(whole, SPANS), strict=True):
+        loaded = load_span(tmp_path, span, dtype=torch.bfloat16)
+        assert loaded.dtype == torch.bfloat16
+        for mine, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
+            assert mine.dtype == theirs.dtype
+        hidden_BTD = torch.randn(2, 9, loaded.hidden_size, dtype=torch.bfloat16)
+        output_BTD, _ = loaded(hidden_BTD)
+        assert output_BTD.dtype == torch.bfloat16
+        assert torch.equal(output_BTD, expected(hidden_BTD)[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,7 +131,9 @@ def test_pickled_weights_are_refused(tmp_path):
         load_span(tmp_path, Span(0, 1), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/outside.safetensors", "pytorch_model.bin", "a\\b.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/outside.safetensors", "pytorch_model.bin", "a\\b.safetensors"]
+)
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, name):
     _, files = save("llama", tmp_path)
     write_index(tmp_path, dict.fromkeys(files, name))

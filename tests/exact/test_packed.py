@@ -14,13 +14,15 @@ from corolla.errors import UnsupportedModel, UsageError
 from corolla.terms import Span
 
 TOLERANCE = 1e-5
-"""Relative to the largest number, in float32: another kernel adds the same products in another order, so that each block may
-move a result by some roundings (6e-8 each)."""
+"""Relative to the largest number, in float32: another kernel adds the same products in another order, so that each
+block may move a result by some roundings (6e-8 each)."""
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 ROWS = {
     family: (packed == "yes", rewind == "yes")
-    for family, packed, rewind in re.findall(r"^\| `([^`]+)` \| yes \| (yes|no) \| (yes|no) \|", TABLE.read_text(), re.M)
+    for family, packed, rewind in re.findall(
+        r"^\| `([^`]+)` \| yes \| (yes|no) \| (yes|no) \|", TABLE.read_text(), re.M
+    )
 }
 PACKABLE = [family for family, (is_packable, _) in ROWS.items() if is_packable]
 

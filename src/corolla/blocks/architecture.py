@@ -35,10 +35,12 @@ def load_config(directory: Path) -> PreTrainedConfig:
         BadCheckpoint: If there is no readable ``config.json``.
         UnsupportedModel: If this version of transformers does not know the architecture.
     """
+    if not (directory / "config.json").is_file():
+        raise BadCheckpoint(f"{directory} has no config.json")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except OSError as error:
-        raise BadCheckpoint(f"{directory} has no readable config.json: {error}") from error
+        raise BadCheckpoint(f"the config.json in {directory} cannot be read: {error}") from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModel(f"the config.json in {directory} names no architecture known here: {error}") from error
     return config

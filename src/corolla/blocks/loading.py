@@ -71,7 +71,7 @@ def load_span(
     with open_tensors(directory, {key: files[key] for key in keys}, progress) as tensors:
         model, missing = read_model(cls, config, tensors, dtype=dtype, device=device)
     refuse_missing(missing, directory)
-    return BlockSpan(model, span, is_packable=report.is_packable)
+    return BlockSpan(model, span, is_packable=report.is_packable, dtype=dtype)
 
 
 def needed_keys(config: PreTrainedConfig, span: Span, index_keys: Iterable[str]) -> set[str]:
@@ -104,7 +104,7 @@ def weight_bytes(config: PreTrainedConfig, span: Span, dtype: torch.dtype) -> in
     """
     check_span(config, span)
     model = build_empty(pruned_class(model_class(config), span), config)
-    numbers: int = sum(parameter.numel() for parameter in model.parameters())
+    numbers: int = sum(tensor.numel() for tensor in model.state_dict().values())
     return numbers * dtype.itemsize
 
 

@@ -148,18 +148,19 @@ def _attend(
     new_key, new_value = batch.take_new(block)
     # Multi-head latent attention stores compressed keys and values, and expands them to attend.
     expand = None if new_key.shape == key_1KND.shape else getattr(module, "expand_kv", _refuse_expansion)
-    output_NHD = query_1HND.new_empty(query_1HND.shape[2], query_1HND.shape[1], value_1KND.shape[3])
-    offset = 0
-    for index, row in enumerate(batch.rows):
-        here = slice(offset, offset + row.count)
-        key_KLD, value_KLD = row.kv.append(block, new_key[0, :, here], new_value[0, :, here])
+    is_scored = options.get("softcap") is not None or options.get("s_aux") is not None
+    counts = [row.count for row in batch.rows]
+    pieces = zip(*(tensor[0].split(counts, dim=1) for tensor in (query_1HND, new_key, new_value)), strict=True)
+    outputs_THD = []
+    for index, (row, (query_HTD, key_KTD, value_KTD)) in enumerate(zip(batch.rows, pieces, strict=True)):
+        key_KLD, value_KLD = row.kv.append(block, key_KTD, value_KTD)
         if expand is not None:
             key_KLD, value_KLD = (tensor[0] for tensor in expand(key_KLD[None], value_KLD[None]))
-        first = reach.first_seen(row.start)
-        view = _RowView(batch, index, reach, query_1HND[0, :, here], key_KLD[:, first:], value_KLD[:, first:])
-        scored = options.get("softcap") is not None or options.get("s_aux") is not None
-        output_NHD[here] = _attend_by_scores(view, options) if scored else _attend_fused(view, options.get("scaling"))
-        offset += row.count
+        if first := reach.first_seen(row.start):
+            key_KLD, value_KLD = key_KLD[:, first:], value_KLD[:, first:]
+        view = _RowView(batch, index, reach, query_HTD, key_KLD, value_KLD)
+        outputs_THD.append(_attend_by_scores(view, options) if is_scored else _attend_fused(view, options["scaling"]))
+    output_NHD = outputs_THD[0] if len(outputs_THD) == 1 else torch.cat(outputs_THD)
     return output_NHD[None], None
 
 

@@ -72,19 +72,20 @@ def check_family(config: PreTrainedConfig) -> FamilyReport:
     """
     if obstacle := _find_obstacle(text_config(config)):
         return FamilyReport(False, False, False, obstacle)
-    try:
-        with torch.random.fork_rng(devices=[]):
+    # The caller's dice, and whether it wants gradients, are its own.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.enable_grad():
+        try:
             model = build_tiny(config)
-        spans = split_model(model)
-        failed = [name for name, is_equal in _compare_exact(model, spans) if not is_equal]
-    except UnsupportedModel as error:
-        return FamilyReport(False, False, False, error.message)
-    except _FOREIGN_ERRORS as error:
-        return FamilyReport(False, False, False, f"{type(error).__name__}: {error}")
-    if failed:
-        return FamilyReport(False, False, False, f"the spans differ from the whole model in {', '.join(failed)}")
-    can_rewind = all(span.can_rewind for span in spans)
-    reason = _why_not_packable(spans) if can_rewind else "it keeps a running state, which has no rows"
+            spans = split_model(model)
+            failed = [name for name, is_equal in _compare_exact(model, spans) if not is_equal]
+        except UnsupportedModel as error:
+            return FamilyReport(False, False, False, error.message)
+        except _FOREIGN_ERRORS as error:
+            return FamilyReport(False, False, False, f"{type(error).__name__}: {error}")
+        if failed:
+            return FamilyReport(False, False, False, f"the spans differ from the whole model in {', '.join(failed)}")
+        can_rewind = all(span.can_rewind for span in spans)
+        reason = _why_not_packable(spans) if can_rewind else "it keeps a running state, which has no rows"
     return FamilyReport(True, not reason, can_rewind, reason)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from corolla.errors import ConfigError
 from corolla.telemetry.log import LevelName
 
-__all__ = ["ChatConfig", "DemoConfig", "OutputConfig"]
+__all__ = ["ChatConfig", "DemoConfig", "OutputConfig", "ParentConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,7 @@ class ChatConfig:
     )
     peers: tuple[str, ...] = field(default=(), metadata={"help": "addresses of peers of the swarm, as tls://host:port"})
     system: str | None = field(default=None, metadata={"help": "what the model is told before the first question"})
+    prompt: str | None = field(default=None, metadata={"help": "the text to continue; default: standard input"})
     max_new_tokens: int = field(default=512, metadata={"help": "the longest answer", "unit": "tokens"})
     temperature: float | None = field(
         default=None, metadata={"help": "how freely to sample; below 1 is more predictable, above 1 less"}
@@ -87,3 +88,16 @@ class OutputConfig:
     debug: bool = field(default=False, metadata={"help": "show where in the code an error arose"})
     log_level: LevelName = field(default="warning", metadata={"help": "the lowest level of events to log"})
     log_json: bool = field(default=False, metadata={"help": "log one JSON object a line"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentConfig:
+    """How a program that starts a server as its child steers it."""
+
+    until_eof: bool = field(
+        default=False, metadata={"help": "leave when standard input ends, and not at Ctrl-C, which is the parent's"}
+    )
+    peers_from_stdin: bool = field(
+        default=False,
+        metadata={"help": "read the addresses of peers from the first line of standard input, spaces between them"},
+    )

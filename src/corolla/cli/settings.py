@@ -6,6 +6,7 @@ known to the room that has it.
 
 import difflib
 import importlib
+import json
 import os
 import re
 import tomllib
@@ -13,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from platformdirs import user_config_path
@@ -21,16 +22,19 @@ from platformdirs import user_config_path
 from corolla.errors import ConfigError
 from corolla.terms import Span
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = [
     "SECTIONS",
     "Given",
     "Setting",
     "Settings",
-    "child_environment",
-    "field_of",
+        "field_of",
     "hint_of",
     "load_settings",
     "parse_bytes",
+    "write_file",
 ]
 
 SECTIONS = {
@@ -42,6 +46,7 @@ SECTIONS = {
     "chat": "corolla.cli.config:ChatConfig",
     "demo": "corolla.cli.config:DemoConfig",
     "output": "corolla.cli.config:OutputConfig",
+    "parent": "corolla.cli.config:ParentConfig",
 }
 """The name of each section in the file, and the frozen dataclass that has its settings; imported when it is needed."""
 
@@ -75,7 +80,7 @@ class Setting:
             return "(hidden)"
         if isinstance(self.value, tuple):
             return " ".join(map(str, self.value))
-        return "" if self.value is None else str(self.value)
+        return "" if self.value is None or self.value is MISSING else str(self.value)
 
 
 class Given(NamedTuple):
@@ -99,10 +104,12 @@ class Settings:
 
     Args:
         merged: Every setting of the sections that were asked for.
+        file: The file that was named, if one was.
     """
 
-    def __init__(self, merged: Collection[Setting]) -> None:
+    def __init__(self, merged: Collection[Setting], file: Path | None) -> None:
         self.all = tuple(merged)
+        self.file = file
 
     def get(self, kind: type[_C]) -> _C:
         """Make the configuration of a room.
@@ -113,7 +120,7 @@ class Settings:
         Raises:
             ConfigError: If a setting without default was not given, or the settings contradict each other.
         """
-        section = next(name for name in SECTIONS if kind is _kind(name))
+        section = next(name for name, home in SECTIONS.items() if home.endswith(f":{kind.__name__}"))
         own = {setting.key.partition(".")[2]: setting for setting in self.all if _section(setting.key) == section}
         if missing := [setting.key for setting in own.values() if setting.value is MISSING]:
             raise ConfigError(f"{missing[0]} has no default: give it to the command, or set {_variable(missing[0])}")
@@ -143,7 +150,7 @@ def load_settings(
     variables = os.environ if environment is None else environment
     for given in [*_read_file(file, known), *_read_environment(variables, known), *flags]:
         merged[given.key] = Setting(given.key, _convert(given), given.origin, merged[given.key].is_secret)
-    return Settings(merged.values())
+    return Settings(merged.values(), file)
 
 
 def field_of(key: str) -> "Field[Any]":
@@ -174,21 +181,25 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix and prefix.upper()])
 
 
-def child_environment(settings: Settings, sections: Collection[str]) -> dict[str, str]:
-    """Make the environment of a child process that shall have the settings of some sections, and no others of ours.
+def write_file(path: Path, settings: Settings, sections: Collection[str]) -> None:
+    """Write a file from which a child process gets the settings of some sections, and nothing else from files.
 
     Args:
+        path: Where to.
         settings: The settings of this process.
         sections: Which of them to pass on.
     """
-    rest = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
-    passed = [one for one in settings.all if _section(one.key) in sections and one.origin != "default"]
-    return rest | {_variable(one.key): _write(one.value) for one in passed}
+    lines = []
+    for section in sections:
+        own = [one for one in settings.all if _section(one.key) == section and one.origin != "default"]
+        lines += [f"[{section}]", *(f"{one.key.partition('.')[2]} = {_write(one.value)}" for one in own)]
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _kind(section: str) -> Any:
+def _kind(section: str) -> "type[DataclassInstance]":
     module, _, name = SECTIONS[section].partition(":")
-    return getattr(importlib.import_module(module), name)
+    kind: type[DataclassInstance] = getattr(importlib.import_module(module), name)
+    return kind
 
 
 def _section(key: str) -> str:
@@ -200,7 +211,8 @@ def _variable(key: str) -> str:
 
 
 def _write(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """Write a value as TOML; its strings, numbers, booleans and lists are JSON's."""
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _is_secret(one: "Field[Any]") -> bool:
@@ -244,8 +256,11 @@ def _read_environment(environment: Mapping[str, str], known: Collection[str]) ->
             continue
         section, _, name = variable[len(_PREFIX) :].lower().partition("_")
         key = f"{section}.{name}"
-        if section not in SECTIONS or _is_unknown(key, known):
-            near = _nearest(variable, [_variable(one) for one in known])
+        if section not in SECTIONS:
+            near = _nearest(f"{_PREFIX}{section}".upper(), [_PREFIX + one.upper() for one in SECTIONS])
+            raise ConfigError(f"the environment has {variable}, which is of an unknown section{near}")
+        if _is_unknown(key, known):
+            near = _nearest(_variable(key), [_variable(one) for one in known])
             raise ConfigError(f"the environment has an unknown setting {variable}{near}")
         if key in known:
             found.append(Given(key, text, f"environment {variable}", is_text=True))

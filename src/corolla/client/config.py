@@ -11,11 +11,8 @@ __all__ = ["ClientConfig"]
 class ClientConfig:
     """How a client talks to servers."""
 
-    codec: str | None = field(
-        default=None,
-        metadata={
-            "help": "how activations travel: raw, bf16, fp16 or int8; default: raw for float32, else the dtype's own"
-        },
+    codec: str = field(
+        default="half", metadata={"help": "how activations travel: raw, half, fp16, bf16 or int8; see docs/codecs.md"}
     )
     dtype: DType | None = field(default=None, metadata={"help": "precision that servers must compute in; default: any"})
     max_tokens: int = field(

@@ -120,7 +120,8 @@ class _AutoModel:
             name: A Hugging Face model, ``owner/name`` or ``owner/name@revision``; a directory; or ``smollm2``.
             swarm: The swarm, or addresses of its peers: ``tls://host:port``.
             dtype: The number format on this side; ``None`` for the model's own.
-            codec: How activations travel: ``raw``, ``bf16``, ``fp16`` or ``int8``; ``None`` for two bytes a number.
+            codec: How activations travel: ``raw``, ``half``, ``fp16``, ``bf16`` or ``int8``; ``None`` for the swarm's
+                own setting.
             hub: Where models are kept.
             report: Hears of downloads.
 
@@ -139,7 +140,7 @@ class _AutoModel:
         directory = repository.fetch({repository.weight_map[key] for key in keys})
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
         joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
-        codec = codec or joined.config.codec or ("fp16" if dtype == torch.float16 else "bf16")
+        codec = codec or joined.config.codec
         count = num_blocks(config)
         blocks = RemoteBlocks(joined, Target(repository.model_id, Span(0, count), codec), dtype)
         try:

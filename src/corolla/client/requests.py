@@ -11,7 +11,7 @@ from msgspec import structs
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
 from corolla.client.retry import try_chains
 from corolla.client.session import limit
-from corolla.codec import codec_named
+from corolla.codec import decode, encode
 from corolla.errors import Error
 from corolla.terms import Chain, Hop, Span
 from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta, expect, split_payload
@@ -169,7 +169,7 @@ async def _ask(
     swarm: AsyncSwarm, hop: Hop, message: Forward | Backward, tensors: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Send one request with its tensors to a hop and read the tensors of its answer."""
-    encoded = [codec_named(message.codec).encode(tensor) for tensor in tensors]
+    encoded = [encode(tensor, message.codec) for tensor in tensors]
     metas = tuple(one.meta for one in encoded)
     described = {"hidden": metas[0]} if isinstance(message, Forward) else {"tensors": metas}
     message = structs.replace(message, **described)
@@ -187,7 +187,7 @@ async def _ask(
         raise
     swarm.praise(hop.peer)
     parts = split_payload(received.payload, [meta.nbytes for meta in reply.tensors])
-    return [codec_named(meta.codec).decode(meta, part) for meta, part in zip(reply.tensors, parts, strict=True)]
+    return [decode(meta, part) for meta, part in zip(reply.tensors, parts, strict=True)]
 
 
 def _bytes(integers: torch.Tensor) -> bytes:

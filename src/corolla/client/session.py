@@ -14,7 +14,7 @@ import torch
 
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
 from corolla.client.retry import try_chains
-from corolla.codec import Codec, codec_named
+from corolla.codec import check_preference, decode, encode
 from corolla.errors import Error, PeerTimeout, SessionClosed
 from corolla.swarm import Channel
 from corolla.telemetry import event, logger
@@ -98,7 +98,7 @@ class StepTokens:
 class _HopSession:
     """A session's end at one hop."""
 
-    def __init__(self, hop: Hop, channel: Channel, codec: Codec, limit_s: float) -> None:
+    def __init__(self, hop: Hop, channel: Channel, codec: str, limit_s: float) -> None:
         self.hop = hop
         self._channel = channel
         self._codec = codec
@@ -114,7 +114,7 @@ class _HopSession:
         expect(received.message, SessionOpened, peer=self.hop.peer)
 
     async def step(self, tokens: StepTokens, taps: tuple[int, ...]) -> tuple[list[torch.Tensor], Timing]:
-        encoded = self._codec.encode(tokens.hidden_ND)
+        encoded = encode(tokens.hidden_ND, self._codec)
         step = Step(starts=tokens.starts, counts=tokens.counts, order=tokens.order, taps=taps, hidden=encoded.meta)
         self._state.sent(step)
         with limit(self.hop, "a step", self._limit_s):
@@ -123,7 +123,7 @@ class _HopSession:
         self._state.received(received.message)
         output = expect(received.message, Output, peer=self.hop.peer)
         parts = split_payload(received.payload, [meta.nbytes for meta in output.tensors])
-        tensors = [codec_named(meta.codec).decode(meta, part) for meta, part in zip(output.tensors, parts, strict=True)]
+        tensors = [decode(meta, part) for meta, part in zip(output.tensors, parts, strict=True)]
         return tensors, output.timing
 
     @property
@@ -162,7 +162,7 @@ class Session:
     def __init__(self, swarm: AsyncSwarm, target: Target, *, rows: int, max_tokens: int) -> None:
         self._swarm = swarm
         self._target = target
-        self._codec = codec_named(target.codec)
+        check_preference(target.codec)
         self._rows = rows
         self._max_tokens = max_tokens
         self._hops: list[_HopSession] = []
@@ -228,13 +228,13 @@ class Session:
             async def open_hop(index: int, hop: Hop) -> None:
                 try:
                     channel = await stack.enter_async_context(self._swarm.dial(hop))
-                    session = _HopSession(hop, channel, self._codec, config.step_s)
+                    session = _HopSession(hop, channel, self._target.codec, config.step_s)
                     opening = OpenSession(
                         model=self._target.model,
                         span=hop.span,
                         rows=self._rows,
                         max_tokens=self._max_tokens,
-                        codec=self._codec.name,
+                        codec=self._target.codec,
                     )
                     await session.open(opening, config.open_s)
                 except Error as error:

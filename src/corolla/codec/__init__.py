@@ -1,5 +1,5 @@
 """Tensors to payload bytes and back; each codec states its error bound. Knows no model, stream or clock."""
 
-from corolla.codec.codec import CODECS, Codec, Encoded, codec_named
+from corolla.codec.codec import CODECS, PREFERENCES, Codec, Encoded, check_preference, codec_named, decode, encode
 
-__all__ = ["CODECS", "Codec", "Encoded", "codec_named"]
+__all__ = ["CODECS", "PREFERENCES", "Codec", "Encoded", "check_preference", "codec_named", "decode", "encode"]

@@ -4,10 +4,12 @@
 name     bytes a number                     error
 =======  =================================  =====================================================
 raw      the tensor's own, 4 or 2           none
-bf16     2                                  2^-9 of the number
 fp16     2                                  2^-11 of the number; beyond 65504, all that is over it
+bf16     2                                  2^-9 of the number
 int8     1 + 1/32                           at most 0.8 % of the largest of 64 neighbours
 =======  =================================  =====================================================
+
+A sender may also ask for ``half``: fp16 or bf16, for each tensor the one that serves it better.
 
 Payloads are little-endian. ``docs/codecs.md`` says when to use which.
 """
@@ -26,7 +28,7 @@ from corolla.codec.memory import DTYPES, as_bytes, as_tensor
 from corolla.errors import CodecError, UsageError
 from corolla.wire import Buffer, TensorMeta
 
-__all__ = ["CODECS", "Codec", "Encoded", "codec_named"]
+__all__ = ["CODECS", "PREFERENCES", "Codec", "Encoded", "check_preference", "codec_named", "decode", "encode"]
 
 _MAX_AXES: Final = 4
 
@@ -136,13 +138,19 @@ class Codec:
 
 _CODECS: Final = (
     Codec("raw", Cast(None)),
-    Codec("bf16", Cast(torch.bfloat16)),
     Codec("fp16", Cast(torch.float16)),
+    Codec("bf16", Cast(torch.bfloat16)),
     Codec("int8", Blockwise()),
 )
 
 CODECS: Final = tuple(codec.name for codec in _CODECS)
 """The names of all codecs, most exact first."""
+
+PREFERENCES: Final = ("raw", "half", "fp16", "bf16", "int8")
+"""What a sender may be asked for."""
+
+_HALF_SMALLEST: Final = 2.0**-4
+_HALF_LARGEST: Final = 65504.0
 
 
 def codec_named(name: str) -> Codec:
@@ -161,3 +169,49 @@ def codec_named(name: str) -> Codec:
         if codec.name == name:
             return codec
     raise CodecError(f"there is no codec {name!r}; this version knows {', '.join(CODECS)}")
+
+
+def encode(tensor: Tensor, preference: str) -> Encoded:
+    """Turn a tensor into bytes as its receiver prefers.
+
+    ``half`` is fp16, which rounds eight times finer than bf16, as long as the largest number of a float32 tensor is
+    neither too large for it nor below 2^-4; below 2^-14 the steps of fp16 no longer shrink, which does no harm
+    beside a number that large. Gradients are often smaller throughout, and then travel as bf16.
+
+    Args:
+        tensor: As for :meth:`Codec.encode`.
+        preference: One of :data:`PREFERENCES`.
+
+    Returns:
+        The bytes and their description, which names the codec that was used.
+
+    Raises:
+        CodecError: If there is no such preference.
+        UsageError: If the tensor cannot be encoded.
+    """
+    check_preference(preference)
+    if preference != "half":
+        return codec_named(preference).encode(tensor)
+    if tensor.dtype != torch.float32 or not tensor.numel():
+        return codec_named("bf16" if tensor.dtype == torch.bfloat16 else "fp16").encode(tensor)
+    largest = tensor.detach().abs().amax().item()
+    return codec_named("fp16" if _HALF_SMALLEST <= largest <= _HALF_LARGEST else "bf16").encode(tensor)
+
+
+def decode(meta: TensorMeta, payload: Buffer) -> Tensor:
+    """Turn bytes from anywhere back into a tensor; see :meth:`Codec.decode`.
+
+    Raises:
+        CodecError: If the codec is unknown, or the bytes and their description do not fit together.
+    """
+    return codec_named(meta.codec).decode(meta, payload)
+
+
+def check_preference(name: str) -> None:
+    """Refuse a preference that nobody can serve.
+
+    Raises:
+        CodecError: If it is none of :data:`PREFERENCES`.
+    """
+    if name not in PREFERENCES:
+        raise CodecError(f"there is no codec {name!r}; this version knows {', '.join(PREFERENCES)}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import anyio
 import torch
 
-from corolla.codec import codec_named
+from corolla.codec import check_preference, decode, encode
 from corolla.engine import Engine, Result, SessionRows
 from corolla.errors import Error, InternalError, PeerBusy, RemoteProtocolError, SessionClosed, UsageError
 from corolla.swarm import Channel, Gossip
@@ -114,7 +114,7 @@ class Handler:
             engine.close_session(session)
 
     def _open_session(self, engine: Engine, opening: OpenSession) -> SessionRows:
-        codec_named(opening.codec)
+        check_preference(opening.codec)
         if self.is_draining:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
         return engine.open_session(opening.span, opening.rows, opening.max_tokens)
@@ -184,7 +184,7 @@ async def _compute(
     if any(grad_BTD.shape != hidden_BTD.shape for grad_BTD in grads_BTD):
         raise RemoteProtocolError("a gradient's shape differs from that of the input")
     rows, tokens = hidden_BTD.shape[:2]
-    codec_named(message.codec)
+    check_preference(message.codec)
     result = await engine.forward(
         message.span,
         hidden_BTD,
@@ -207,12 +207,12 @@ def _decode(engine: Engine, metas: Sequence[TensorMeta], payload: memoryview, *,
                 f"{span.hidden_size} values"
             )
     parts = split_payload(payload, [meta.nbytes for meta in metas])
-    tensors = [codec_named(meta.codec).decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
+    tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
     return [tensor.to(span.device, span.dtype) for tensor in tensors]
 
 
 def _encode(tensors: Sequence[torch.Tensor], codec_name: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:
-    encoded = [codec_named(codec_name).encode(tensor) for tensor in tensors]
+    encoded = [encode(tensor, codec_name) for tensor in tensors]
     return tuple(one.meta for one in encoded), [buffer for one in encoded for buffer in one.buffers]
 
 

@@ -18,13 +18,14 @@ from corolla.errors import InternalError, RemoteProtocolError
 from corolla.swarm.identity import Identity, read_certificate
 from corolla.terms import PeerId
 
-__all__ = ["ALPN", "MAX_CERTIFICATE_BYTES", "Credentials", "peer_of"]
+__all__ = ["ALPN", "MAX_CERTIFICATE_BYTES", "MAX_TRUSTED", "Credentials", "peer_of"]
 
 ALPN: Final = "corolla"
 MAX_CERTIFICATE_BYTES: Final = 1024
 """Those of peers have about 330 bytes."""
 
-_MAX_TRUSTED: Final = 4096  # certificates in one context, which cannot forget any: about 2 KB each
+MAX_TRUSTED: Final = 4096
+"""Certificates that one context may come to trust before it is replaced, since it cannot forget any: about 2 KB each."""
 
 
 class Credentials:
@@ -32,10 +33,15 @@ class Credentials:
 
     Args:
         identity: Whose.
+        max_trusted: How many certificates to trust at once.
+
+    Attributes:
+        certificate: What the identity shows, in DER.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, *, max_trusted: int = MAX_TRUSTED) -> None:
         self._identity = identity
+        self._max_trusted = max_trusted
         self._trusted: set[bytes] = set()
         self._accepting: ssl.SSLContext | None = None
         self._dialling: ssl.SSLContext | None = None
@@ -45,7 +51,7 @@ class Credentials:
         """Make the contexts if they are missing, and replace the accepting one if it trusts too many to remember."""
         if self._dialling is None:
             self._dialling = await to_thread.run_sync(_make_context, self._identity, ssl.PROTOCOL_TLS_CLIENT)
-        if self._accepting is None or len(self._trusted) >= _MAX_TRUSTED:
+        if self._accepting is None or len(self._trusted) >= self._max_trusted:
             self._accepting = await to_thread.run_sync(_make_context, self._identity, ssl.PROTOCOL_TLS_SERVER)
             self._trusted = set()
 

@@ -6,14 +6,14 @@ Knows nothing of what is said on the channels: handlers and callers do.
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import anyio
 
-from corolla.errors import ConfigError, Error, InternalError, PeerBusy, PeerError, PeerUnreachable
+from corolla.errors import ConfigError, Error, InternalError, PeerBusy, PeerUnreachable
 from corolla.swarm.address import split_address
 from corolla.swarm.channel import Channel
 from corolla.swarm.config import SwarmConfig
@@ -56,26 +56,28 @@ class Endpoint:
         self._listeners: list[Listener] = []
         self._idle: dict[PeerId, deque[_Idle]] = {}
         self._served: Counter[PeerId] = Counter()
-        self._resources = AsyncExitStack()
+        self._tasks = anyio.create_task_group()
         self._is_open = False
 
     def __repr__(self) -> str:
         return f"Endpoint({self.peer_id[:8]}, {', '.join(self.addresses) or 'not listening'})"
 
     async def __aenter__(self) -> Self:
-        await self._resources.__aenter__()
-        self._resources.push_async_callback(self._close_all)
-        tasks = await self._resources.enter_async_context(anyio.create_task_group())
-        self._resources.callback(tasks.cancel_scope.cancel)
-        tasks.start_soon(self._close_stale)
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._close_stale)
         self._is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._is_open = False
-        return await self._resources.__aexit__(kind, error, traceback)
+        self._tasks.cancel_scope.cancel()
+        try:
+            # Not told of the error, because it would wrap it into a group, and callers could not catch it by its name.
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            await self._close_all()
 
     @property
     def peer_id(self) -> PeerId:
@@ -88,7 +90,7 @@ class Endpoint:
         return tuple(address for listener in self._listeners for address in listener.addresses)
 
     async def listen(self, scheme: str, host: str, port: int, *, announce: Sequence[Address] = ()) -> None:
-        """Open an ear; :meth:`serve` answers it.
+        """Open an ear; a later :meth:`serve` answers it.
 
         Args:
             scheme: Through which transport.
@@ -103,6 +105,8 @@ class Endpoint:
 
     async def serve(self, handler: ChannelHandler) -> None:
         """Answer all ears until cancelled: each channel that a peer opens is handled in a task of its own.
+
+        Without any ear, it returns at once.
 
         An error that the handler raises is reported to the peer, if it can still be told, and costs that channel alone.
 
@@ -214,15 +218,14 @@ class Endpoint:
         try:
             self._check_room(stream.peer)
             await handler(channel)
-        except PeerError as error:
-            _LOG.debug("a channel of peer %s ended: %s", stream.peer[:8], error.message)
-            await channel.refuse(error)
-        except Error as error:
-            _LOG.info("a channel of peer %s failed: %s", stream.peer[:8], error.message)
-            await channel.refuse(error)
-        except Exception:  # noqa: BLE001 (the supervisor: a bug in one handler must not take all channels down)
-            _LOG.exception("a bug ended a channel of peer %s", stream.peer[:8])
-            await channel.refuse(InternalError("an internal error; its cause is in this peer's log"))
+        except Exception as error:  # noqa: BLE001 (the supervisor: a bug in one handler must not end all channels)
+            reason = _find_reason(error)
+            if reason is None:
+                _LOG.exception("a bug ended a channel of peer %s", stream.peer[:8])
+                reason = InternalError("an internal error; its cause is in this peer's log")
+            else:
+                _LOG.debug("a channel of peer %s ended: %s", stream.peer[:8], reason.message)
+            await channel.refuse(reason)
         finally:
             self._served[stream.peer] -= 1
             if not self._served[stream.peer]:
@@ -237,3 +240,11 @@ class Endpoint:
                 f"there are {count - 1} streams of yours and {total - 1} in all here, and no room for more",
                 peer=self.peer_id,
             )
+
+
+def _find_reason(error: Exception) -> Error | None:
+    """Give what a handler raised on purpose, also out of a task group; ``None`` if any of it was not on purpose."""
+    if isinstance(error, ExceptionGroup):
+        reasons = [_find_reason(inner) for inner in error.exceptions]
+        return None if None in reasons else reasons[0]
+    return error if isinstance(error, Error) else None

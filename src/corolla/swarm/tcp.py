@@ -297,7 +297,10 @@ async def connect_pipe(host: str, port: int, config: SwarmConfig) -> TcpPipe:
             return None
         return pipe
 
-    resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except ValueError as error:  # remote peers may announce any text
+        raise OSError(f"{host!r} is not the name of a host") from error
     attempts = [partial(attempt, str(place[0])) for _, _, _, _, place in resolved]
     pipe = await race(attempts, config.race_delay_s, lambda pipe: pipe.aclose(flush=False))
     if pipe is None:

@@ -5,9 +5,10 @@ A frame is a 20-byte head, a message and a payload::
     magic "CRLA" | version u8 | 3 bytes | deadline_ms u32 | message_bytes u32 | payload_bytes u32
     message | zeros, so that the payload begins at a multiple of 64 bytes, if there is any | payload
 
-Numbers are big-endian. A payload so aligned can be computed on where it was received. The first five bytes keep their meaning in every version, so that peers of different
-versions can tell each other apart. ``deadline_ms`` is how much time the sender still gives the receiver, 0 for no
-limit: remaining time travels, not a date, because clocks differ.
+Numbers are big-endian. A payload so aligned can be computed on where it was received. The first five bytes keep
+their meaning in every version, so that peers of different versions can tell each other apart. ``deadline_ms`` is
+how much time the sender still gives the receiver, 0 for no limit: remaining time travels, not a date, because
+clocks differ.
 """
 
 import struct
@@ -125,7 +126,7 @@ class FrameDecoder:
             )
         if len(start) == 5 and start[4] != PROTOCOL_VERSION:
             raise PeerOutdated(
-                f"the peer speaks protocol version {start[4]}, this one speaks {PROTOCOL_VERSION}; upgrade the older one"
+                f"the peer speaks protocol version {start[4]}, this one {PROTOCOL_VERSION}; upgrade the older one"
             )
         if len(self._buffer) < HEAD.size:
             return None
@@ -135,7 +136,7 @@ class FrameDecoder:
                 f"the peer announced a message of {message_bytes} bytes; the limit is {MAX_MESSAGE_BYTES}"
             )
         if payload_bytes > MAX_PAYLOAD_BYTES:
-            raise FrameTooLarge(f"the peer announced {payload_bytes} payload bytes; the limit is {MAX_PAYLOAD_BYTES}")
+            raise FrameTooLarge(f"the peer announced {payload_bytes} payload bytes; {MAX_PAYLOAD_BYTES} is the limit")
         return deadline_ms, message_bytes, payload_bytes
 
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from corolla import codec as room
-from corolla.codec import CODECS, codec_named
+from corolla.codec import CODECS, codec_named, decode, encode
 from corolla.codec.blockwise import Blockwise, _codes_by_float16, _values_by_code
 from corolla.errors import CodecError, UsageError
 from corolla.wire import TensorMeta
@@ -184,7 +183,7 @@ def test_a_description_of_something_else_is_refused(change):
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known():
-    with pytest.raises(CodecError, match="'zip'.*raw, bf16, fp16, int8"):
+    with pytest.raises(CodecError, match="'zip'.*raw, fp16, bf16, int8"):
         codec_named("zip")
 
 
@@ -194,5 +193,24 @@ def test_a_big_endian_machine_is_refused(monkeypatch):
         codec_named("raw")
 
 
-def test_the_room_exports_what_it_lists():
-    assert sorted(room.__all__) == room.__all__
+@pytest.mark.parametrize(
+    ("largest", "dtype", "codec"),
+    [
+        (1.0, torch.float32, "fp16"),
+        (70_000.0, torch.float32, "bf16"),
+        (1e-6, torch.float32, "bf16"),
+        (1.0, torch.bfloat16, "bf16"),
+        (1.0, torch.float16, "fp16"),
+    ],
+)
+def test_half_chooses_the_format_that_serves_a_tensor_better(largest, dtype, codec):
+    tensor = torch.tensor([[largest, largest / 3]], dtype=dtype)
+    encoded = encode(tensor, "half")
+    assert encoded.meta.codec == codec
+    error = (decode(encoded.meta, b"".join(encoded.buffers)).double() - tensor.double()).abs()
+    assert (error <= codec_named(codec).bound(tensor)).all()
+
+
+def test_an_unknown_preference_is_refused_with_those_that_are_known():
+    with pytest.raises(CodecError, match="no codec 'zip'.*half"):
+        encode(torch.ones(1), "zip")

@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from corolla.errors import PeerUnreachable, RemoteProtocolError
 from corolla.swarm import Identity, SwarmConfig, TlsTransport, split_address
+from corolla.swarm.credentials import Credentials
 from corolla.swarm.identity import read_certificate
 from corolla.swarm.tcp import find_local_hosts
 
@@ -169,6 +170,16 @@ async def test_connections_over_the_limit_are_closed_at_once(tls_net):
                     break
         for stream in kept:
             await stream.aclose()
+
+
+async def test_certificates_that_were_met_are_forgotten_in_time():
+    credentials = Credentials(Identity.generate(), max_trusted=2)
+    contexts = []
+    for _ in range(5):
+        await credentials.prepare()
+        contexts.append(credentials.accepting(Identity.generate().certificate_der()))
+        assert contexts[-1].cert_store_stats()["x509"] <= 2
+    assert contexts[0] is contexts[1] is not contexts[2] is contexts[3] is not contexts[4]
 
 
 def certificate_with(key, *, name, signer=None, hash_with=None):

@@ -1,0 +1,55 @@
+"""``corolla chat``: questions and answers with a model of a swarm."""
+
+import anyio
+
+from corolla.cli.config import OutputConfig
+from corolla.cli.console import Output
+from corolla.cli.flags import Flag, command
+from corolla.cli.progress import show_progress
+from corolla.cli.settings import Settings
+from corolla.telemetry import configure_logging
+
+__all__ = ["MODEL_FLAGS", "SECTIONS", "chat"]
+
+SECTIONS = ("chat", "client", "swarm", "hub")
+"""The settings of everything that asks a model."""
+
+MODEL_FLAGS = (
+    Flag("chat.model", "MODEL"),
+    Flag("chat.peers", "--peer"),
+    Flag("chat.max_new_tokens"),
+    Flag("chat.temperature"),
+    Flag("chat.top_p"),
+    Flag("chat.top_k"),
+    Flag("chat.seed"),
+    Flag("chat.greedy"),
+    Flag("client.codec"),
+    Flag("client.dtype"),
+    Flag("chat.threads"),
+    Flag("output.log_level"),
+    Flag("output.quiet"),
+)
+"""The flags of everything that asks a model."""
+
+
+@command(sections=SECTIONS, flags=(*MODEL_FLAGS, Flag("chat.system")))
+def chat(settings: Settings) -> None:
+    """Chat with a model that a swarm serves.
+
+    At a terminal, Ctrl-C ends an answer and Ctrl-D the chat; /help lists commands. Without a terminal, standard input
+    is the one question.
+    """
+    from corolla.cli.conversation import Conversation
+    from corolla.cli.talk import has_terminal, read_question, show_answer, talk
+
+    config = settings.get(OutputConfig)
+    configure_logging(config.log_level)
+    output = Output(config)
+    question = None if has_terminal() else read_question()
+    with show_progress(output) as report:
+        conversation = Conversation(settings, report)
+    with conversation:
+        if question is None:
+            anyio.run(talk, conversation, output)
+        else:
+            show_answer(conversation, question, output)

@@ -1,0 +1,181 @@
+"""``corolla serve``: one server in the foreground, from its first stage to its last."""
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from dataclasses import replace
+
+import anyio
+
+from corolla.cli.config import OutputConfig, ParentConfig
+from corolla.cli.console import Output
+from corolla.cli.failures import INTERRUPTED, report_failure
+from corolla.cli.flags import Flag, command
+from corolla.cli.progress import show_progress
+from corolla.cli.settings import Settings
+from corolla.cli.signals import catch_signals
+from corolla.engine import EngineConfig
+from corolla.hub import HubConfig
+from corolla.server import Server, ServerConfig, Stage
+from corolla.swarm import SwarmConfig
+from corolla.telemetry import configure_logging
+
+__all__ = ["serve"]
+
+
+@command(
+    sections=("server", "engine", "swarm", "hub", "parent"),
+    flags=(
+        Flag("server.model", "MODEL"),
+        Flag("server.peers", "--peer"),
+        Flag("server.blocks"),
+        Flag("server.num_blocks"),
+        Flag("server.dtype"),
+        Flag("server.device"),
+        Flag("server.host"),
+        Flag("server.port"),
+        Flag("server.announce"),
+        Flag("server.identity"),
+        Flag("server.name"),
+        Flag("engine.threads"),
+        Flag("engine.kv_bytes"),
+        Flag("output.log_level"),
+        Flag("output.log_json"),
+        Flag("output.json"),
+        Flag("output.quiet"),
+        Flag("parent.until_eof", is_hidden=True),
+        Flag("parent.peers_from_stdin", is_hidden=True),
+    ),
+)
+def serve(settings: Settings) -> int:
+    """Serve a span of a model's blocks to a swarm.
+
+    Without --peer it starts a new swarm, and prints the line that others need to join it. Ctrl-C lets sessions finish,
+    then leaves; a second one leaves at once.
+    """
+    config, parent = settings.get(OutputConfig), settings.get(ParentConfig)
+    configure_logging(config.log_level, json=config.log_json)
+    server_config = settings.get(ServerConfig)
+    if parent.peers_from_stdin:
+        server_config = replace(server_config, peers=tuple(_read_line().split()))
+    server = Server(
+        server_config,
+        engine=settings.get(EngineConfig),
+        swarm=settings.get(SwarmConfig),
+        hub=settings.get(HubConfig),
+    )
+    run = _Run(server, Output(config), until_eof=parent.until_eof)
+    if not parent.until_eof:
+        anyio.run(run.live)
+        return 0
+    try:
+        anyio.run(run.live)
+        code = 0
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the program, as in report_failure
+        code = report_failure(error, debug=config.debug)
+    run.end(code)  # the thread that waits for the end of standard input would keep the process alive
+    return code
+
+
+class _Run:
+    """A server at work, and what is told of it."""
+
+    def __init__(self, server: Server, output: Output, *, until_eof: bool) -> None:
+        self._server = server
+        self._output = output
+        self._until_eof = until_eof
+        self._is_online = False
+        self._signals = 0
+
+    async def live(self) -> None:
+        """Run the server until it has left."""
+        loop = asyncio.get_running_loop()
+
+        def count() -> None:
+            self._signals += 1
+            if self._signals > 1:
+                self.end(INTERRUPTED)
+            loop.call_soon_threadsafe(self._stop)
+
+        stopping = () if self._until_eof else (signal.SIGINT, signal.SIGTERM)
+        ignored = (signal.SIGINT,) if self._until_eof else ()
+        with catch_signals(count, *stopping), catch_signals(lambda: None, *ignored):
+            async with anyio.create_task_group() as tasks:
+                if self._until_eof:
+                    tasks.start_soon(self._stop_at_eof)
+                with show_progress(self._output) as report:
+                    await self._server.run(self._tell, report)
+                tasks.cancel_scope.cancel()
+
+    def end(self, code: int) -> None:
+        """End the process now, whatever its threads are doing."""
+        self._output.notes.show_cursor()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    def _stop(self) -> None:
+        if not self._is_online:  # nobody has a session here, and a thread that downloads or loads cannot be stopped
+            self._output.note("interrupted", "yellow")
+            self.end(INTERRUPTED)
+        self._server.stop()
+
+    async def _stop_at_eof(self) -> None:
+        await anyio.to_thread.run_sync(_read_to_end, abandon_on_cancel=True)
+        self._stop()
+
+    async def _tell(self, stage: Stage) -> None:
+        server = self._server
+        self._is_online = self._is_online or stage == "online"
+        if self._output.is_json:
+            self._output.json(
+                {
+                    "stage": stage,
+                    "peer": server.peer_id,
+                    "model": server.config.model,
+                    "addresses": server.addresses,
+                    "span": server.span,
+                    "speed": server.speed,
+                }
+            )
+        else:
+            for line, style in self._describe(stage):
+                self._output.note(line, style)
+
+    def _describe(self, stage: Stage) -> list[tuple[str, str]]:
+        server = self._server
+        if stage == "listening":
+            return [(f"peer {server.peer_id[:8]} listens on {' '.join(server.addresses)}", "")]
+        if stage == "joined":
+            model, address = shlex.quote(server.config.model), server.addresses[0]
+            return [
+                ("joined the swarm" if server.config.peers else "started a new swarm", ""),
+                (f"  to join it:       corolla serve {model} --peer {address}", "bold"),
+                (f"  to chat with it:  corolla chat {model} --peer {address}", "bold"),
+            ]
+        if stage == "claimed":
+            return [(f"claimed blocks {server.span}", "")]
+        if stage == "online" and server.speed is not None:
+            decode, prefill = server.speed.decode_tokens_per_s, server.speed.prefill_tokens_per_s
+            return [
+                (f"measured {decode:.0f} tokens/s for one session, {prefill:.0f} tokens/s for a prompt", ""),
+                (f"online: serving blocks {server.span} of {server.config.model}; Ctrl-C leaves", "bold green"),
+            ]
+        if stage == "draining":
+            return [("leaving: open sessions may finish first; Ctrl-C again leaves at once", "yellow")]
+        return [("left the swarm", "")] if stage == "left" else []
+
+
+def _read_line() -> str:
+    """Read a line without a buffer, so that what follows is still there for the next reader."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(sys.stdin.fileno(), 1)):
+        line += byte
+    return line.decode()
+
+
+def _read_to_end() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass

@@ -1,0 +1,11 @@
+"""What tests of Corolla and of programs on top of it need: tiny models, servers as processes, a network in memory.
+
+All of it is real: the models are transformers', the servers are ``corolla serve``, and the memory transport passes
+the same tests as the others.
+"""
+
+from corolla.swarm.memory import MemoryNetwork, MemoryTransport
+from corolla.testing.models import FAMILIES, save_tiny_model
+from corolla.testing.processes import LocalSwarm, ServerProcess
+
+__all__ = ["FAMILIES", "LocalSwarm", "MemoryNetwork", "MemoryTransport", "ServerProcess", "save_tiny_model"]

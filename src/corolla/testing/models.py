@@ -1,0 +1,48 @@
+"""Tiny models, made from a seed in milliseconds: architectures of transformers, tokenizer, chat template."""
+
+from pathlib import Path
+
+from corolla.blocks.selftest import build_tiny
+from corolla.blocks.zoo import FAMILIES, tiny_config
+
+__all__ = ["FAMILIES", "save_tiny_model"]
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+_FIRST_CHARACTER, _LAST_CHARACTER = 32, 126
+
+
+def save_tiny_model(directory: Path, *, family: str = "llama", shard_bytes: int = 100_000) -> Path:
+    """Write a tiny model as one would find it on a hub: sharded safetensors, configuration, tokenizer.
+
+    Its weights are random but always the same; its tokenizer has a token for every printable ASCII character.
+
+    Args:
+        directory: Where to; made if it is not there.
+        family: One of :data:`FAMILIES`.
+        shard_bytes: How large a weight file may be.
+
+    Returns:
+        The directory.
+    """
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    specials = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    characters = [chr(code) for code in range(_FIRST_CHARACTER, _LAST_CHARACTER + 1)] + ["\n"]
+    vocabulary = specials | {character: len(specials) + index for index, character in enumerate(characters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=_CHAT_TEMPLATE,
+    )
+    model = build_tiny(tiny_config(family))
+    model.save_pretrained(directory, max_shard_size=shard_bytes)
+    fast.save_pretrained(directory)
+    return directory

@@ -1,0 +1,208 @@
+"""Whatever the bytes, they decode or raise an error of the protocol; whatever the message, it comes back as it was."""
+
+import contextlib
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from corolla.errors import Error, FrameTooLarge, PeerOutdated, RemoteProtocolError, revive
+from corolla.terms import Span
+from corolla.wire import (
+    Ack,
+    Backward,
+    Closed,
+    CloseSession,
+    Failure,
+    Forward,
+    FrameDecoder,
+    Gradients,
+    Message,
+    OpenSession,
+    Output,
+    Ping,
+    Pong,
+    Publish,
+    Reconcile,
+    Reconciled,
+    Record,
+    SessionOpened,
+    SessionState,
+    Step,
+    Subscribe,
+    TensorMeta,
+    Timing,
+    decode_message,
+    encode_frame,
+    encode_message,
+    split_payload,
+)
+from corolla.wire.states import TABLE
+
+COUNT = st.integers(0, 2**53)
+TOKENS = st.integers(0, 1 << 20)
+SECONDS = st.floats(0, 1e9)
+NAME = st.text(max_size=32)
+PEER = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=52, max_size=52)
+MODEL = st.text("0123456789abcdef", min_size=64, max_size=64)
+SPAN = st.builds(lambda start, size: Span(start, start + size), st.integers(0, 4000), st.integers(1, 96))
+SHAPE = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=4).map(tuple)
+TENSOR = st.builds(TensorMeta, NAME, st.sampled_from(["float32", "bfloat16", "float16"]), SHAPE, COUNT)
+TIMING = st.builds(Timing, SECONDS, SECONDS)
+RECORD = st.builds(Record, st.binary(max_size=64), st.binary(min_size=64, max_size=64), SECONDS)
+
+
+def some(element, least=0):
+    return st.lists(element, min_size=least, max_size=4).map(tuple)
+
+
+def tensors(least, most=4):
+    return st.lists(TENSOR, min_size=least, max_size=most).map(tuple)
+
+
+RAW = st.none() | st.binary(max_size=16)
+RUN = {"model": MODEL, "span": SPAN, "codec": NAME, "attention_mask": RAW, "position_ids": RAW, "taps": some(COUNT)}
+PLAIN = (Ack, Ping, Pong, CloseSession, Closed, Subscribe)
+MESSAGES = {
+    **{kind: st.builds(kind) for kind in PLAIN},
+    Failure: st.builds(Failure, code=NAME, message=st.text(max_size=64), retry_after_s=st.none() | SECONDS),
+    OpenSession: st.builds(
+        OpenSession, model=MODEL, span=SPAN, rows=st.integers(1, 1024), max_tokens=st.integers(1, 1 << 20), codec=NAME
+    ),
+    SessionOpened: st.builds(SessionOpened, lease_s=SECONDS),
+    Step: st.builds(
+        Step,
+        starts=some(TOKENS, 1),
+        counts=some(TOKENS, 1),
+        hidden=TENSOR,
+        order=st.none() | some(st.integers(0, 1023)),
+        taps=some(COUNT),
+    ),
+    Output: st.builds(Output, tensors=tensors(1), timing=TIMING),
+    Forward: st.builds(Forward, hidden=TENSOR, **RUN),
+    Backward: st.builds(Backward, tensors=tensors(2), **RUN),
+    Gradients: st.builds(Gradients, tensors=tensors(1, 1), timing=TIMING),
+    Reconcile: st.builds(Reconcile, digest=st.dictionaries(PEER, COUNT, max_size=4)),
+    Reconciled: st.builds(Reconciled, records=some(RECORD), wanted=some(PEER)),
+    Publish: st.builds(Publish, records=some(RECORD), is_whole=st.booleans()),
+}
+ANY = st.one_of(*MESSAGES.values())
+FRAME = st.tuples(
+    st.binary(max_size=200), st.lists(st.binary(max_size=200), max_size=3), st.none() | st.floats(0.001, 4e6)
+)
+PROTOCOL_ERRORS = (RemoteProtocolError, PeerOutdated, FrameTooLarge)
+
+
+def test_there_is_a_strategy_for_every_message():
+    assert set(MESSAGES) == set(Message.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+def test_every_message_comes_back_as_it_was(kind):
+    @given(MESSAGES[kind])
+    def check(message):
+        assert decode_message(encode_message(message)) == message
+
+    check()
+
+
+@given(st.binary(max_size=300))
+@example(b"\xc1")
+@example(b"\x91" * 5000)
+@example(b"\xdb\xff\xff\xff\xff")
+def test_any_bytes_are_a_message_or_an_error_of_the_peer(data):
+    with contextlib.suppress(RemoteProtocolError):
+        decode_message(data)
+
+
+@given(ANY, st.data())
+def test_a_damaged_message_is_a_message_or_an_error_of_the_peer(message, data):
+    damaged = bytearray(encode_message(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(RemoteProtocolError):
+        assert isinstance(decode_message(bytes(damaged)), Message)
+
+
+@given(ANY, st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=8), max_size=3))
+def test_what_a_newer_peer_adds_is_passed_over(message, additions):
+    fields = msgspec.msgpack.decode(encode_message(message))
+    known = {field.name for field in msgspec.structs.fields(type(message))} | {"type"}
+    more = {name: value for name, value in additions.items() if name not in known}
+    assert decode_message(msgspec.msgpack.encode({**fields, **more})) == message
+
+
+@given(st.lists(FRAME, max_size=5), st.data())
+def test_frames_are_the_same_however_they_are_cut(frames, data):
+    stream = b"".join(b"".join(encode_frame(message, parts, deadline_s=limit)) for message, parts, limit in frames)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    decoder, found = FrameDecoder(), []
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += decoder.receive(stream[start:stop])
+    assert decoder.is_between_frames
+    assert len(found) == len(frames)
+    for frame, (message, parts, limit) in zip(found, frames, strict=True):
+        assert (frame.message, bytes(frame.payload)) == (message, b"".join(parts))
+        assert frame.deadline_s == (None if limit is None else pytest.approx(limit, abs=0.001))
+
+
+@given(st.lists(st.binary(max_size=100), max_size=5), st.booleans())
+def test_any_bytes_are_frames_or_an_error_of_the_protocol(pieces, is_half_right):
+    decoder = FrameDecoder()
+    try:
+        if is_half_right:
+            list(decoder.receive(b"CRLA\x01"))
+        for piece in pieces:
+            list(decoder.receive(piece))
+    except PROTOCOL_ERRORS:
+        pass
+
+
+@given(FRAME, st.data())
+def test_a_frame_that_is_cut_short_is_never_given(frame, data):
+    message, parts, limit = frame
+    stream = b"".join(encode_frame(message, parts, deadline_s=limit))
+    decoder = FrameDecoder()
+    keep = data.draw(st.integers(0, len(stream) - 1))
+    assert list(decoder.receive(stream[:keep])) == []
+    assert decoder.is_between_frames == (keep == 0)
+
+
+@given(st.integers(0, 255).filter(lambda version: version != 1), st.binary(max_size=40))
+def test_another_version_is_told_from_nonsense(version, rest):
+    with pytest.raises(PeerOutdated, match=str(version)):
+        list(FrameDecoder().receive(b"CRLA" + bytes([version]) + rest))
+
+
+@given(st.binary(max_size=64), st.lists(st.integers(0, 64), max_size=5))
+def test_a_payload_is_cut_as_described_or_not_at_all(payload, sizes):
+    try:
+        parts = split_payload(memoryview(payload), sizes)
+    except RemoteProtocolError:
+        assert sum(sizes) != len(payload)
+    else:
+        assert [len(part) for part in parts] == sizes
+        assert b"".join(parts) == payload
+
+
+@given(st.lists(st.tuples(st.booleans(), ANY), max_size=40))
+def test_no_messages_lead_out_of_the_sessions_table(messages):
+    session = SessionState()
+    for is_sent, message in messages:
+        before = session.state
+        try:
+            (session.sent if is_sent else session.received)(message)
+        except Error:
+            assert session.state == before
+        else:
+            assert session.state == TABLE[before, type(message)]
+        assert all(length >= 0 for length in session.lengths)
+
+
+@given(NAME, st.text(max_size=64), st.none() | SECONDS)
+def test_any_reported_failure_can_be_raised(code, text, retry_after_s):
+    error = Failure(code=code, message=text, retry_after_s=retry_after_s).error("a" * 52)
+    assert isinstance(error, Error)
+    assert error.message == text
+    assert type(revive(error.code, text, peer="a" * 52)) is type(error)
