@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "main", "write_report"]
+__all__ = ["Row", "write_report"]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers")
@@ -75,14 +75,6 @@ def write_report(name: str, rows: list[Row], title: str, table: Table | None = N
     console = Console()
     console.print(table or _table(rows, title))
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
-
-
-def main() -> None:
-    """Print every report that ``bench/results`` holds."""
-    for path in sorted(RESULTS.glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in report["rows"]]
-        Console().print(_table(rows, f"{report['title']} ({report['machine']['cpu']}, {report['date']})"))
 
 
 def _table(rows: list[Row], title: str) -> Table:

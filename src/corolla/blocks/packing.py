@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer
 
 from corolla.blocks.kv import PackedRow
+from corolla.blocks.session_cache import AbsentLayer
 from corolla.errors import UnsupportedModel
 
 __all__ = ["ATTENTION_NAME", "PackedBatch", "PassingCache", "register_attention", "run_batch"]
@@ -116,7 +116,7 @@ class PassingCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, count: int, batch: PackedBatch) -> None:
-        super().__init__(layers=[DummyLayer() for _ in range(count)])
+        super().__init__(layers=[AbsentLayer() for _ in range(count)])
         self._batch = batch
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:

@@ -11,17 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DummyLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from corolla.errors import UsageError
 from corolla.terms import Span
 
-__all__ = ["SessionCache"]
+__all__ = ["AbsentLayer", "SessionCache"]
 
 
 class _WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
@@ -48,6 +43,63 @@ class _WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
             self.cumulative_length = self.keys.shape[-2]
 
 
+class AbsentLayer(CacheLayerMixin):  # type: ignore[misc]
+    """In the place of a block that is not here: stores nothing, and answers for its kind as a block that is here would.
+
+    Args:
+        is_sliding: Whether the block sees a window only.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, *, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.is_sliding = is_sliding
+        self.present: CacheLayerMixin | None = None
+        self.seen_tokens = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is stored here."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refuse.
+
+        Raises:
+            AssertionError: Always: a block that is not here was run.
+        """
+        raise AssertionError("a block stores keys and values in a cache that has no room for it")
+
+    def get_seq_length(self) -> int:
+        """How many tokens the blocks that are here have stored."""
+        return self.seen_tokens if self.present is None else int(self.present.get_seq_length())
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many keys a mask spans, and the position of the first."""
+        if self.present is None:
+            return self.seen_tokens + query_length, 0
+        sizes: tuple[int, int] = self.present.get_mask_sizes(query_length)
+        return sizes
+
+    def get_max_length(self) -> int:
+        """No bound."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """No bound."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Nothing is stored here."""
+
+    def reset(self) -> None:
+        """Nothing is stored here."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Nothing is stored here."""
+
+
 class SessionCache(DynamicCache):  # type: ignore[misc]
     """The keys, values and states that the blocks of a span keep for one batch of sequences.
 
@@ -63,10 +115,9 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
         self.span = span
         self.seen_tokens = 0
         for index, layer in enumerate(self.layers):
-            if index not in span:
-                self.layers[index] = DummyLayer()
-            elif type(layer) is DynamicSlidingWindowLayer:
+            if type(layer) is DynamicSlidingWindowLayer:
                 self.layers[index] = _WindowLayer(sliding_window=layer.sliding_window)
+        self._keep_only(span)
 
     @property
     def can_rewind(self) -> bool:
@@ -91,7 +142,11 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
         if not self.can_rewind:
             raise UsageError("this model keeps recurrent states, which cannot be taken back: start the session anew")
         self.crop(position - self.seen_tokens)
-        self.seen_tokens = position
+        self._count_tokens(position)
+
+    def add_tokens(self, count: int) -> None:
+        """Note that a run has stored so many tokens in every block."""
+        self._count_tokens(self.seen_tokens + count)
 
     def settle(self, blocks: Span) -> None:
         """Make ready for a run of some blocks; tokens that a failed run left half-way are dropped.
@@ -103,9 +158,9 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
             if self.seen_tokens or not self.span.covers(blocks):
                 raise UsageError(f"the session's cache is of blocks {self.span}, not {blocks}: open a session for each")
             self.span = blocks
-            self.layers = [layer if index in blocks else DummyLayer() for index, layer in enumerate(self.layers)]
-        for layer in self.layers:
-            if isinstance(layer, CacheLayerMixin) and (extra := layer.get_seq_length() - self.seen_tokens) > 0:
+            self._keep_only(blocks)
+        for layer in self._attentive:
+            if (extra := layer.get_seq_length() - self.seen_tokens) > 0:
                 layer.crop(-extra)
 
     def copy(self, rows_B: Tensor | None = None) -> "SessionCache":
@@ -119,24 +174,33 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
             twin.reorder_cache(rows_B)
         return twin
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """See :meth:`transformers.Cache.get_seq_length`; a span without attention counts by itself."""
-        if self._has(CacheLayerMixin):
-            return int(super().get_seq_length(layer_idx))
-        return self.seen_tokens
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """See :meth:`transformers.Cache.get_mask_sizes`; a span without attention counts by itself."""
-        if self._has(CacheLayerMixin):
-            sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
-            return sizes
-        return self.seen_tokens + query_length, 0
-
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         """See :meth:`transformers.Cache.has_previous_state`; a span without recurrent blocks counts by itself."""
         if self._has(LinearAttentionCacheLayerMixin):
             return bool(super().has_previous_state(layer_idx, state_idx))
         return self.seen_tokens > 0
+
+    def _count_tokens(self, seen_tokens: int) -> None:
+        self.seen_tokens = seen_tokens
+        for layer in self.layers:
+            if isinstance(layer, AbsentLayer):
+                layer.seen_tokens = seen_tokens
+
+    def _keep_only(self, span: Span) -> None:
+        for index, layer in enumerate(self.layers):
+            if index not in span and not isinstance(layer, AbsentLayer):
+                self.layers[index] = AbsentLayer(is_sliding=getattr(layer, "is_sliding", False))
+        for layer in self.layers:
+            if isinstance(layer, AbsentLayer):
+                alike = [present for present in self._attentive if present.is_sliding == layer.is_sliding]
+                layer.present = next(iter(alike or self._attentive), None)
+
+    @property
+    def _attentive(self) -> list[Any]:
+        """The layers of this span that count tokens."""
+        return [
+            layer for layer in self.layers if isinstance(layer, CacheLayerMixin) and not isinstance(layer, AbsentLayer)
+        ]
 
     def _has(self, kind: type) -> bool:
         return any(isinstance(layer, kind) for layer in self.layers)

@@ -148,7 +148,7 @@ class BlockSpan(nn.Module):
         saves = self.checkpointing and cache is None and torch.is_grad_enabled()
         output_BTD, tapped = self._run(hidden_BTD, part, calls, taps, saves=saves)
         if isinstance(cache, SessionCache):
-            cache.seen_tokens += hidden_BTD.shape[1]
+            cache.add_tokens(hidden_BTD.shape[1])
         return output_BTD, tapped
 
     def forward_packed(

@@ -8,7 +8,7 @@ its way.
 
 from collections.abc import Sequence
 
-from corolla.errors import CacheFull, PeerBusy
+from corolla.errors import CacheFull, PeerBusy, SessionClosed
 
 __all__ = ["PAGE_TOKENS", "Lease", "PagePool", "pages_for"]
 
@@ -28,6 +28,7 @@ class Lease:
     Attributes:
         promised_pages: What the session said it would need.
         held_pages: What its rows fill now.
+        is_open: Whether it has not been released.
     """
 
     def __init__(self, pool: "PagePool", promised_pages: int) -> None:
@@ -48,8 +49,11 @@ class Lease:
             lengths: Tokens in each row.
 
         Raises:
+            SessionClosed: If the lease was released.
             CacheFull: If the pool has too few free pages; the lease is as it was.
         """
+        if not self.is_open:
+            raise SessionClosed("the session's pages were given back; open another session")
         pages = sum(pages_for(length) for length in lengths)
         missing = pages - self.claim_pages - self._pool.free_pages
         if missing > 0:
@@ -62,6 +66,7 @@ class Lease:
     def release(self) -> None:
         """Give everything back. Doing it twice does no harm."""
         self.is_open = False
+        self.held_pages = 0
         self._pool.forget(self)
 
 

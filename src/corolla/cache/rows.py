@@ -57,12 +57,17 @@ class RowKV:
         return keys_HLD[:, :stop], values_HLD[:, :stop]
 
     def commit(self, length: int) -> None:
-        """Make the row this long: what was appended up to there stays, anything beyond it will be overwritten."""
-        self.length = length
+        """Make the row this long: what was appended up to there stays, anything beyond it is forgotten.
+
+        Args:
+            length: Tokens; no more than every block has been given.
+        """
+        capacity = pages_for(length) * PAGE_TOKENS
         for block, (keys_HLD, values_HLD) in self._stored.items():
-            capacity = pages_for(length) * PAGE_TOKENS
+            assert length <= keys_HLD.shape[1], f"block {block} has room for fewer than {length} tokens"
             if keys_HLD.shape[1] > capacity:
                 self._stored[block] = (keys_HLD[:, :capacity].clone(), values_HLD[:, :capacity].clone())
+        self.length = length
 
     def fork(self) -> "RowKV":
         """Copy the row, for a beam that goes on from it."""
@@ -72,6 +77,8 @@ class RowKV:
         return twin
 
     def _grown(self, stored_HLD: torch.Tensor | None, new_HTD: torch.Tensor, stop: int) -> torch.Tensor:
+        # A block that has stored nothing must not be shown memory that nobody has written.
+        assert stored_HLD is not None or self.length == 0
         heads, _, width = new_HTD.shape
         grown_HLD = new_HTD.new_empty(heads, pages_for(stop) * PAGE_TOKENS, width)
         if stored_HLD is not None:

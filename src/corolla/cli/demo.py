@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from rich.live import Live
@@ -23,8 +23,9 @@ from corolla.cli.console import Output
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Given, Settings, load_settings, write_file
-from corolla.errors import Error, PeerTimeout, UsageError
+from corolla.errors import PeerTimeout, UsageError
 from corolla.hub import HubConfig, Repository, load_config, open_repository, stay_silent
+from corolla.terms import Span
 
 if TYPE_CHECKING:
     from corolla.cli.conversation import Conversation
@@ -68,12 +69,17 @@ async def _run(settings: Settings) -> None:
         opening = partial(open_repository, config.model, config=settings.get(HubConfig), report=report)
         repository = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
     shares = _split(_count_blocks(repository), config.servers)
-    with _log_directory(config.keep_logs) as logs:
+    with _log_directory(config.keep_logs, output) as logs:
         write_file(logs / "settings.toml", settings, ("hub",))
         with _start(config.model, shares, logs) as servers:
-            watching = _Watch(servers, output)
-            conversation = await watching.wait(config.start_s, lambda: _enter(settings, config.model, servers[0]))
-            with conversation:
+            entered: list[Conversation] = []
+
+            async def enter() -> None:
+                task = partial(_enter, settings, config.model, servers[0].address)
+                entered.append(await anyio.to_thread.run_sync(task, abandon_on_cancel=True))
+
+            await _bring_up(servers, output, config.start_s, enter)
+            with entered[0] as conversation:
                 await _chat(conversation, config.question, output)
 
 
@@ -88,53 +94,164 @@ async def _chat(conversation: "Conversation", question: str, output: Output) -> 
         show_answer(conversation, question, output)
 
 
-def _enter(settings: Settings, model: str, server: "ServerProcess") -> "Conversation":
+def _enter(settings: Settings, model: str, address: str) -> "Conversation":
     """Become a client of the swarm; its servers may still be loading."""
     from corolla.cli.chat import SECTIONS
     from corolla.cli.conversation import Conversation
 
-    given = [
-        Given("chat.model", model, "demo", is_text=True),
-        Given("chat.peers", (server.address,), "demo", is_text=True),
-        Given("chat.threads", _threads(1), "demo", is_text=True),
-    ]
+    values = {"chat.model": model, "chat.peers": address, "chat.threads": _threads(1)}
+    given = [Given(key, value, "demo", is_text=True) for key, value in values.items()]
     return Conversation(load_settings(SECTIONS, flags=given, file=settings.file), stay_silent)
 
 
-class _Watch:
-    """Waits for servers and shows how far each of them is."""
+@contextmanager
+def _start(model: str, shares: Sequence[Span], logs: Path) -> Iterator[list["ServerProcess"]]:
+    """Start all servers at once; the first hears that it is alone, the others wait to hear of it."""
+    from corolla.testing.processes import ServerProcess
 
-    def __init__(self, servers: Sequence["ServerProcess"], output: Output) -> None:
-        self._servers = servers
-        self._output = output
-        self._told: dict[int, str] = {}
+    servers: list[ServerProcess] = []
+    with ExitStack() as stack:
+        for number, share in enumerate(shares, start=1):
+            name, threads = f"server{number}", str(_threads(len(shares)))
+            arguments = ["--config", str(logs / "settings.toml"), "--blocks", str(share), "--name", name]
+            arguments += ["--threads", threads, "--log-level", "info", "--peers-from-stdin"]
+            server = ServerProcess(model, *arguments, log=logs / f"{name}.log")
+            servers.append(stack.enter_context(server))
+        _introduce(servers[0], "")
+        try:
+            yield servers
+        finally:
+            for server in servers:  # all hear it before the first is waited for
+                _close(server)
 
-    async def wait(self, limit_s: float, enter: Callable[[], "Conversation"]) -> "Conversation":
-        """Introduce the servers to the first of them, enter the swarm, and wait until all are online."""
-        entered: list[Conversation] = []
 
-        async def run_enter() -> None:
-            entered.append(await anyio.to_thread.run_sync(enter, abandon_on_cancel=True))
+async def _bring_up(
+    servers: Sequence["ServerProcess"], output: Output, limit_s: float, enter: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Introduce the servers to each other, enter their swarm meanwhile, and wait until all are online."""
 
-        deadline_s = time.monotonic() + limit_s
-        is_live = self._output.notes.is_terminal and not self._output.is_silent
-        with ExitStack() as stack:
-            live = Live(console=self._output.notes, auto_refresh=False, transient=True)
-            if is_live:
-                stack.enter_context(live)
+    async def reach(server: "ServerProcess", stage: str) -> None:
+        while stage not in server.stages:
+            if server.process.poll() is not None:
+                server.wait_for(stage, within_s=1.0)  # raises, and tells what it said last
+            await anyio.sleep(_LOOK_EVERY_S)
+
+    async with anyio.create_task_group() as showing:
+        showing.start_soon(_show_states, servers, output)
+        with anyio.move_on_after(limit_s) as limit:
+            await reach(servers[0], "listening")
+            for server in servers[1:]:
+                _introduce(server, servers[0].address)
             async with anyio.create_task_group() as tasks:
-                is_introduced = False
-                while not (self._are_all_online() and entered):
-                    self._check(deadline_s)
-                    if not is_introduced and "listening" in self._servers[0].stages:
-                        is_introduced = True
-                        for server in self._servers:
-                            _introduce(server, "" if server is self._servers[0] else self._servers[0].address)
-                        tasks.start_soon(run_enter)
-                    if is_live:
-                        live.update(self._table(), refresh=True)
-                    else:
-                        self._tell()
-                    await anyio.sleep(_LOOK_EVERY_S)
-        self._told.clear()
-        return entered[0]
+                tasks.start_soon(enter)
+                for server in servers:
+                    tasks.start_soon(reach, server, "online")
+        if limit.cancelled_caught:
+            raise PeerTimeout(f"not all servers were online within {limit_s:.0f} s")
+        showing.cancel_scope.cancel()
+    output.note(f"{len(servers)} servers are online: {_describe_spans(servers)}", "green")
+
+
+def _introduce(server: "ServerProcess", peers: str) -> None:
+    pipe = server.process.stdin
+    if pipe is not None:
+        with suppress(BrokenPipeError):  # it has ended; whoever waits for it will tell
+            pipe.write(f"{peers}\n".encode())
+            pipe.flush()
+
+
+def _close(server: "ServerProcess") -> None:
+    if server.process.stdin is not None:
+        with suppress(BrokenPipeError):
+            server.process.stdin.close()
+
+
+async def _show_states(servers: Sequence["ServerProcess"], output: Output) -> None:
+    """Draw what each server is doing, until cancelled; on anything but a terminal write a line for each change."""
+    if output.notes.is_terminal and not output.is_silent:
+        with Live(_table(servers), console=output.notes, auto_refresh=False, transient=True) as live:
+            while True:
+                live.update(_table(servers), refresh=True)
+                await anyio.sleep(_LOOK_EVERY_S)
+    told: dict[str, str] = {}
+    while True:
+        for server in servers:
+            if told.get(server.log.stem) != (state := _state(server)):
+                told[server.log.stem] = state
+                output.note(f"{server.log.stem}: {state}")
+        await anyio.sleep(_LOOK_EVERY_S)
+
+
+def _table(servers: Sequence["ServerProcess"]) -> Table:
+    table = Table("server", "peer", "blocks", "state", box=None, header_style="dim")
+    for server in servers:
+        last = _last(server)
+        style = "green" if last.get("stage") == "online" else ""
+        table.add_row(
+            server.log.stem,
+            str(last.get("peer", ""))[:8],
+            _span(last),
+            f"[{style}]{_state(server)}" if style else _state(server),
+        )
+    return table
+
+
+def _state(server: "ServerProcess") -> str:
+    return _STATES.get(str(_last(server).get("stage")), "starting")
+
+
+def _last(server: "ServerProcess") -> dict[str, Any]:
+    return list(server.stages.values())[-1] if server.stages else {}
+
+
+def _span(said: dict[str, Any]) -> str:
+    return "{}:{}".format(*said["span"]) if said.get("span") else ""
+
+
+def _describe_spans(servers: Sequence["ServerProcess"]) -> str:
+    return ", ".join(f"{server.peer_id[:8]} has blocks {_span(_last(server))}" for server in servers)
+
+
+def _count_blocks(repository: Repository) -> int:
+    """Read how many blocks a model has; without transformers, which takes seconds to load, where its file says it."""
+    raw = json.loads((repository.metadata_directory() / "config.json").read_bytes())
+    count = raw.get("num_hidden_layers")
+    if not isinstance(count, int):
+        count = load_config(repository).get_text_config(decoder=True).num_hidden_layers
+    return int(count)
+
+
+def _split(blocks: int, servers: int) -> list[Span]:
+    """Share blocks evenly.
+
+    Raises:
+        UsageError: If some server would get none.
+    """
+    if servers > blocks:
+        raise UsageError(f"the model has {blocks} blocks, so at most {blocks} servers can share it, not {servers}")
+    cuts = [blocks * number // servers for number in range(servers + 1)]
+    return [Span(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _threads(processes: int) -> int:
+    """Say how many threads each of so many processes may use, so that together they have no more than cores."""
+    return max(1, (os.cpu_count() or 1) // processes)
+
+
+@contextmanager
+def _log_directory(keep: Path | None, output: Output) -> Iterator[Path]:
+    """Give the servers' logs a directory that is there afterwards only if it was asked for or something failed."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    directory = Path(tempfile.mkdtemp(prefix="corolla-demo-"))
+    try:
+        yield directory
+    except Exception:
+        output.notes.print(f"the servers' logs are in {directory}", style="dim")
+        raise
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    shutil.rmtree(directory, ignore_errors=True)

@@ -30,7 +30,7 @@ __all__ = [
     "Given",
     "Setting",
     "Settings",
-        "field_of",
+    "field_of",
     "hint_of",
     "load_settings",
     "parse_bytes",

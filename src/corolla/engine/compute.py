@@ -1,6 +1,12 @@
-"""How a tick is computed: the only place where the engine touches a model. Runs on the compute thread."""
+"""How a tick is computed: the only place where the engine touches a model. Runs on the compute thread.
+
+Inputs and outputs lie in the host's memory; they are moved to the device and back here, so that nobody else waits
+for it.
+"""
 
 # B batch, T tokens, D model width, N packed tokens
+
+from collections.abc import Sequence
 
 import torch
 
@@ -17,8 +23,8 @@ def run_steps(span: BlockSpan, tick: StepTick) -> None:
     """Compute a tick of session tokens and put what comes out where it belongs."""
     for work, _ in tick.parts:
         if work.done_tokens == 0:
-            _begin(work)
-    if isinstance(tick.parts[0][0].session.rows[0], RowKV):
+            work.begin()
+    if span.is_packable:
         _run_packed(span, tick)
     else:
         for work, slices in tick.parts:
@@ -31,70 +37,66 @@ def run_steps(span: BlockSpan, tick: StepTick) -> None:
 def run_forward(span: BlockSpan, tick: ForwardTick) -> None:
     """Compute some rows of a batch, forward or, if it carries gradients, backward."""
     work, rows = tick
+    hidden_BTD = work.hidden_BTD[rows].to(span.device)
     if work.grads_BTD is None:
         with torch.inference_mode():
-            outputs = _forward(span, tick, work.hidden_BTD[rows])
+            outputs = _forward(span, tick, hidden_BTD)
     else:
-        hidden_BTD = work.hidden_BTD[rows].requires_grad_()
+        grads_BTD = [grad_BTD[rows].to(span.device) for grad_BTD in work.grads_BTD]
         with torch.enable_grad():
-            results = _forward(span, tick, hidden_BTD)
-            outputs = torch.autograd.grad(results, (hidden_BTD,), tuple(grad_BTD[rows] for grad_BTD in work.grads_BTD))
+            hidden_BTD = hidden_BTD.detach().requires_grad_()
+            outputs = torch.autograd.grad(_forward(span, tick, hidden_BTD), (hidden_BTD,), grads_BTD)
     for whole_BTD, part_BTD in zip(work.outputs, outputs, strict=True):
         whole_BTD[rows] = part_BTD
     work.done_rows = rows.stop
 
 
-def _begin(work: StepWork) -> None:
-    """Reorder and rewind, once the step is sure to be computed."""
-    if work.order is not None:
-        work.session.reorder(work.order)
-    for row, start in zip(work.session.rows, work.starts, strict=True):
-        if start != row.length:
-            row.commit(start)
-
-
 def _run_packed(span: BlockSpan, tick: StepTick) -> None:
-    packed = [(work, part, work.session.rows[part.row]) for work, slices in tick.parts for part in slices]
+    """Compute all parts at once. No row is longer before all blocks have run."""
+    packed = [(work, part, work.rows[part.row]) for work, slices in tick.parts for part in slices]
     pieces = [work.hidden_ND[part.offset : part.offset + part.tokens] for work, part, _ in packed]
     hidden_ND = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     first = tick.parts[0][0]
     output_ND, taps = span.forward_packed(
-        hidden_ND,
+        hidden_ND.to(span.device),
         [PackedRow(part.start, part.tokens, row) for _, part, row in packed if isinstance(row, RowKV)],
         blocks=first.blocks,
         taps=frozenset(first.taps),
     )
-    results = (output_ND, *(taps[block] for block in first.taps))
+    results = [output_ND, *(taps[block] for block in first.taps)]
     offset = 0
     for work, part, row in packed:
-        for whole_ND, result_ND in zip(work.outputs, results, strict=True):
-            whole_ND[part.offset : part.offset + part.tokens] = result_ND[offset : offset + part.tokens]
+        _put_results(work, part, [result_ND[offset : offset + part.tokens] for result_ND in results])
         row.commit(part.start + part.tokens)
         offset += part.tokens
 
 
 def _run_row(span: BlockSpan, work: StepWork, part: RowSlice) -> None:
-    row = work.session.rows[part.row]
+    row = work.rows[part.row]
     assert isinstance(row, FamilyRow)
-    here = slice(part.offset, part.offset + part.tokens)
+    hidden_ND = work.hidden_ND[part.offset : part.offset + part.tokens].to(span.device)
     output_BTD, taps = span.forward(
-        work.hidden_ND[here][None],
+        hidden_ND[None],
         position_ids_BT=torch.arange(part.start, part.start + part.tokens, device=span.device)[None],
         cache=row.cache,
         blocks=work.blocks,
         taps=frozenset(work.taps),
     )
-    for whole_ND, result_BTD in zip(work.outputs, (output_BTD, *(taps[block] for block in work.taps)), strict=True):
-        whole_ND[here] = result_BTD[0]
-    row.commit(part.start + part.tokens)
+    _put_results(work, part, [output_BTD[0], *(taps[block][0] for block in work.taps)])
+
+
+def _put_results(work: StepWork, part: RowSlice, results: Sequence[torch.Tensor]) -> None:
+    for whole_ND, result_ND in zip(work.outputs, results, strict=True):
+        whole_ND[part.offset : part.offset + part.tokens] = result_ND
 
 
 def _forward(span: BlockSpan, tick: ForwardTick, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
     work, rows = tick
+    mask_BT, positions_BT = work.attention_mask_BT, work.position_ids_BT
     output_BTD, taps = span.forward(
         hidden_BTD,
-        attention_mask_BT=None if work.attention_mask_BT is None else work.attention_mask_BT[rows],
-        position_ids_BT=None if work.position_ids_BT is None else work.position_ids_BT[rows],
+        attention_mask_BT=None if mask_BT is None else mask_BT[rows].to(span.device),
+        position_ids_BT=None if positions_BT is None else positions_BT[rows].to(span.device),
         blocks=work.blocks,
         taps=frozenset(work.taps),
     )

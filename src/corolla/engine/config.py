@@ -1,13 +1,19 @@
 """The engine's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+from corolla.errors import ConfigError
 
 __all__ = ["EngineConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How a server computes. A value of ``None`` is resolved from the machine when the engine is made, and logged."""
+    """How a server computes. A value of ``None`` is resolved from the machine when the engine is made, and logged.
+
+    Raises:
+        ConfigError: If a number is not positive.
+    """
 
     threads: int | None = field(
         default=None, metadata={"help": "CPU threads that compute; default: torch's own choice", "unit": "threads"}
@@ -24,11 +30,19 @@ class EngineConfig:
         },
     )
     forward_tokens: int = field(
-        default=1024, metadata={"help": "tokens of a training batch computed at once", "unit": "tokens"}
+        default=1024,
+        metadata={"help": "tokens of a training batch computed at once, if not a single row", "unit": "tokens"},
     )
     steps_per_forward: int = field(
-        default=4, metadata={"help": "ticks that sessions get for each one that training gets, when both wait"}
+        default=4,
+        metadata={"help": "ticks that sessions get for each one that training gets, when both wait", "unit": "ticks"},
     )
     queue_length: int = field(
         default=1024, metadata={"help": "requests that may wait; more are told to come back", "unit": "requests"}
     )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{setting.name} is {value}; it must be at least 1 {setting.metadata['unit']}")

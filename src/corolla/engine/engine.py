@@ -6,21 +6,20 @@ Owns the KV pool, whose accounts it keeps on the event loop, and the worker, whi
 # B batch, T tokens, D model width, N packed tokens
 
 import asyncio
-from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import anyio
-import psutil
 import torch
 
 from corolla.blocks import BlockSpan
 from corolla.cache import PAGE_TOKENS, PagePool, RowKV
+from corolla.engine.checks import check_blocks, check_context, check_forward, check_step, check_taps
 from corolla.engine.config import EngineConfig
-from corolla.engine.measure import kv_bytes_per_token, measure_speed
+from corolla.engine.measure import free_bytes, kv_bytes_per_token, measure_speed
 from corolla.engine.work import FamilyRow, ForwardWork, Result, Row, SessionRows, StepWork
 from corolla.engine.worker import Worker
-from corolla.errors import ContextTooLong, UsageError
+from corolla.errors import PeerBusy, UsageError
 from corolla.telemetry import event, logger
 from corolla.terms import Span, Speed
 
@@ -55,21 +54,25 @@ class Engine:
     def __init__(self, span: BlockSpan, config: EngineConfig, *, context_tokens: int) -> None:
         self.span = span
         self.context_tokens = context_tokens
+        self._config = config
+        self._can_rewind = span.can_rewind
         self._worker = Worker(span, config)
-        self._idle = anyio.Event()
-        token_bytes = kv_bytes_per_token(span)
-        kv_bytes = config.kv_bytes if config.kv_bytes is not None else psutil.virtual_memory().available // 2
+        self._pool = PagePool(0)
+        self._closed = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Settle how much KV there is, and start to compute."""
+        token_bytes = await anyio.to_thread.run_sync(kv_bytes_per_token, self.span)
+        kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
         self._pool = PagePool(max(1, int(kv_bytes // (token_bytes * PAGE_TOKENS))))
         event(
             _LOG,
-            "engine made",
-            span=span.span,
-            packed=span.is_packable,
+            "engine started",
+            span=self.span.span,
+            packed=self.span.is_packable,
             kv_tokens=self._pool.pages * PAGE_TOKENS,
             kv_bytes_per_token=token_bytes,
         )
-
-    async def __aenter__(self) -> Self:
         self._worker.start()
         return self
 
@@ -102,22 +105,24 @@ class Engine:
             CacheFull: If the pool could never hold them.
             PeerBusy: If the pool cannot hold them now.
         """
-        self._check_blocks(blocks)
-        self._check_context(max_tokens)
-        return SessionRows(blocks, self._pool.lease(rows, max_tokens), [self._new_row() for _ in range(rows)])
+        if rows < 1:
+            raise UsageError(f"a session of {rows} rows was asked for; it needs at least one")
+        check_blocks(blocks, self.span.span)
+        check_context(max_tokens, self.context_tokens)
+        lease = self._pool.lease(rows, max_tokens)
+        return SessionRows(blocks, lease, tuple(self._new_row() for _ in range(rows)))
 
     def close_session(self, session: SessionRows) -> None:
-        """Take a session's pages back. Doing it twice does no harm."""
+        """Take a session's pages back, also while a step is under way. Doing it twice does no harm."""
+        session.end("the session was closed")
         session.lease.release()
-        session.rows = []
-        if not self._pool.sessions:
-            self._idle.set()
+        self._closed.set()
+        self._closed = anyio.Event()
 
     async def wait_until_idle(self) -> None:
         """Wait until no session is open."""
         while self._pool.sessions:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+            await self._closed.wait()
 
     async def step(
         self,
@@ -129,7 +134,9 @@ class Engine:
         order: tuple[int, ...] | None = None,
         taps: tuple[int, ...] = (),
     ) -> Result:
-        """Run new tokens of a session's rows through its blocks.
+        """Run new tokens of a session's rows through its blocks. A session has one step at a time.
+
+        A step that is refused leaves the session as it was; one that fails, or is cancelled, ends it.
 
         Args:
             session: Whose.
@@ -143,19 +150,34 @@ class Engine:
             The output ``[N, D]`` and the taps', in order.
 
         Raises:
+            SessionClosed: If the session has ended.
             ContextTooLong: If a row would become longer than the model's context.
-            UsageError: If a tap is not among the session's blocks, or the family cannot be rewound.
-            CacheFull: If the pool has no room for the tokens; the session is as it was.
-            PeerBusy: If too much waits already.
-            InternalError: If computing failed; the session cannot go on.
+            UsageError: If the step does not fit the session, another is under way, or the family cannot be rewound.
+            CacheFull: If the pool has no room for the tokens.
+            PeerBusy: If too much waits already, or the engine is stopping.
+            InternalError: If computing failed.
         """
-        self._check_taps(taps, session.blocks)
+        work = StepWork(session, hidden_ND, starts, counts, order, taps)
+        check_taps(taps, session.blocks)
+        check_step(work, can_rewind=self._can_rewind)
         lengths = [start + count for start, count in zip(starts, counts, strict=True)]
-        self._check_context(max(lengths))
-        if not self.span.can_rewind:
-            self._check_goes_on(session, starts, order)
+        check_context(max(lengths), self.context_tokens)
+        stored = [row.length for row in work.rows]
         session.lease.hold(lengths)
-        return await self._submit(StepWork(session, hidden_ND, starts, counts, order, taps))
+        try:
+            done = self._put(work)
+        except PeerBusy:
+            session.lease.hold(stored)
+            raise
+        session.rows = None
+        try:
+            result = await self._wait(work, done)
+        except BaseException:
+            session.end("a step of this session failed or was given up")
+            raise
+        if not session.ended:
+            session.rows = work.rows
+        return result
 
     async def forward(
         self,
@@ -182,14 +204,15 @@ class Engine:
 
         Raises:
             ContextTooLong: If the sequences are longer than the model's context.
-            UsageError: If blocks or taps are not the engine's.
-            PeerBusy: If too much waits already.
+            UsageError: If blocks or taps are not the engine's, or the tensors do not fit each other.
+            PeerBusy: If too much waits already, or the engine is stopping.
             InternalError: If computing failed.
         """
-        self._check_blocks(blocks)
-        self._check_taps(taps, blocks)
-        self._check_context(hidden_BTD.shape[1])
-        return await self._submit(ForwardWork(blocks, hidden_BTD, attention_mask_BT, position_ids_BT, taps, grads_BTD))
+        work = ForwardWork(blocks, hidden_BTD, attention_mask_BT, position_ids_BT, taps, grads_BTD)
+        check_blocks(blocks, self.span.span)
+        check_taps(taps, blocks)
+        check_forward(work, self.context_tokens)
+        return await self._wait(work, self._put(work))
 
     def check_integrity(self) -> None:
         """Verify the KV pool's accounts.
@@ -199,7 +222,8 @@ class Engine:
         """
         self._pool.check_integrity()
 
-    async def _submit(self, work: StepWork | ForwardWork) -> Result:
+    def _put(self, work: StepWork | ForwardWork) -> "asyncio.Future[Result]":
+        """Queue work; the future is settled on the event loop."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Result] = loop.create_future()
 
@@ -216,39 +240,13 @@ class Engine:
 
         work.deliver = deliver
         self._worker.put(work)
+        return done
+
+    async def _wait(self, work: StepWork | ForwardWork, done: "asyncio.Future[Result]") -> Result:
         try:
             return await done
         finally:
             work.is_cancelled = not done.done() or done.cancelled()
 
     def _new_row(self) -> Row:
-        if self.span.is_packable:
-            return RowKV()
-        return FamilyRow(self.span.new_cache())
-
-    def _check_blocks(self, blocks: Span) -> None:
-        if not self.span.span.covers(blocks):
-            raise UsageError(
-                f"blocks {blocks} were asked of a server that has {self.span.span}; look at the swarm again"
-            )
-
-    def _check_taps(self, taps: Sequence[int], blocks: Span) -> None:
-        if outside := [block for block in taps if block not in blocks]:
-            raise UsageError(f"the outputs of blocks {outside} were asked for, but only {blocks} are run here")
-
-    def _check_context(self, tokens: int) -> None:
-        if tokens > self.context_tokens:
-            raise ContextTooLong(
-                f"{tokens} tokens are more than the {self.context_tokens} that this model was made for; "
-                "shorten the prompt or ask for fewer new tokens"
-            )
-
-    def _check_goes_on(self, session: SessionRows, starts: Sequence[int], order: Sequence[int] | None) -> None:
-        """Families with recurrent state can only go on from where they are."""
-        lengths = [row.length for row in session.rows]
-        stored = lengths if order is None else [lengths[row] for row in order]
-        if list(starts) != stored:
-            raise UsageError(
-                f"this family keeps a running state that cannot be rewound from {stored} to {list(starts)} tokens; "
-                "open a new session and send the tokens again"
-            )
+        return RowKV() if self.span.is_packable else FamilyRow(self.span.new_cache())

@@ -1,8 +1,9 @@
-"""What a span costs on this machine: bytes a token of KV, and tokens a second."""
+"""What a span costs on this machine: bytes of free memory, bytes a token of KV, and tokens a second."""
 
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from corolla.blocks import BlockSpan, PackedRow
@@ -12,11 +13,18 @@ from corolla.terms import Speed
 if TYPE_CHECKING:
     from corolla.engine.engine import Engine
 
-__all__ = ["kv_bytes_per_token", "measure_speed"]
+__all__ = ["free_bytes", "kv_bytes_per_token", "measure_speed"]
 
 _PROMPT_TOKENS = 128
 _DECODE_STEPS = 50
 _DECODE_S = 0.5
+
+
+def free_bytes(device: torch.device) -> int:
+    """Ask how much memory is free where the blocks are."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 @torch.inference_mode()
@@ -38,8 +46,9 @@ async def measure_speed(engine: "Engine") -> Speed:
     Returns:
         Tokens a second through the whole span, for a single session, scheduling included.
     """
-    prompt_tokens = max(1, min(_PROMPT_TOKENS, engine.context_tokens - _DECODE_STEPS))
-    steps = min(_DECODE_STEPS, engine.context_tokens - prompt_tokens)
+    room_tokens = min(engine.context_tokens, engine.load.free_tokens)
+    prompt_tokens = max(1, min(_PROMPT_TOKENS, room_tokens - _DECODE_STEPS))
+    steps = min(_DECODE_STEPS, room_tokens - prompt_tokens)
     span = engine.span
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(prompt_tokens, span.hidden_size, generator=generator).to(span.device, span.dtype)

@@ -1,9 +1,10 @@
 """What to compute next. Pure: no thread, no clock, no tensor is touched.
 
-Sessions come first. A tick takes the next token of every session that waits for one (continuous batching) and fills
-up with a bounded part of the oldest long prompt, so that a prompt delays the others by one tick at most. Training
-work is cut into ticks as well; when both wait, sessions get ``steps_per_forward`` ticks for each one that training
-gets, so neither starves.
+Sessions come first. A tick gives each step that waits up to ``SHARE_TOKENS`` of its tokens, so that every decoding
+session has its next token (continuous batching), and the rest of the tick to the oldest long prompt: it delays the
+others by one tick at most. Steps that a tick had no room for, or that run through other blocks, come first in the
+next. Training work is cut into ticks as well; when both wait, sessions get ``steps_per_forward`` ticks for each one
+that training gets, so neither starves.
 """
 
 from collections import deque
@@ -13,10 +14,11 @@ from corolla.engine.config import EngineConfig
 from corolla.engine.work import ForwardWork, RowSlice, StepWork
 from corolla.errors import PeerBusy
 
-__all__ = ["DECODE_TOKENS", "ForwardTick", "Scheduler", "StepTick"]
+__all__ = ["SHARE_TOKENS", "ForwardTick", "Scheduler", "StepTick"]
 
-DECODE_TOKENS = 16
-"""A step of at most so many tokens is a decode step, also when it checks a few drafted tokens: it is never cut."""
+SHARE_TOKENS = 16
+"""What each step gets of a tick before any gets more: enough for a token of a beam search's every row, or for some
+drafted tokens and their check."""
 
 
 class StepTick(NamedTuple):
@@ -66,13 +68,17 @@ class Scheduler:
             self._forwards.append(work)
 
     def take(self) -> StepTick | ForwardTick | None:
-        """Choose the next tick; ``None`` if nothing waits. Cancelled work is dropped."""
+        """Choose the next tick; ``None`` if nothing waits. Cancelled work is dropped.
+
+        The work stays until it is taken out by :meth:`finish`; the next tick goes on where this one ends.
+        """
         self._steps = deque(work for work in self._steps if not work.is_cancelled)
         self._forwards = deque(work for work in self._forwards if not work.is_cancelled)
         forward_is_due = self._ticks_since_forward >= self._config.steps_per_forward
         if self._forwards and (forward_is_due or not self._steps):
             self._ticks_since_forward = 0
             work = self._forwards[0]
+            self._forwards.rotate(-1)  # batches take turns, so that a large one does not hold up the others
             return ForwardTick(work, work.next_rows(self._config.forward_tokens))
         if self._steps:
             self._ticks_since_forward += 1
@@ -86,22 +92,18 @@ class Scheduler:
         else:
             self._forwards.remove(work)
 
-    def rotate(self) -> None:
-        """Let the oldest training batch wait behind the others, so that one large batch does not hold them up."""
-        self._forwards.rotate(-1)
-
     def _take_steps(self) -> StepTick:
         first = self._steps[0]
         alike = [work for work in self._steps if (work.blocks, work.taps) == (first.blocks, first.taps)]
-        decodes = [work for work in alike if work.left_tokens <= DECODE_TOKENS]
-        parts = [(work, tuple(work.slices(work.left_tokens))) for work in decodes]
-        budget_tokens = max(self._config.tick_tokens - sum(work.left_tokens for work in decodes), DECODE_TOKENS)
+        left_tokens = self._config.tick_tokens
+        shares: dict[StepWork, int] = {}
         for work in alike:
-            if work.left_tokens > DECODE_TOKENS and budget_tokens > 0:
-                slices = tuple(work.slices(budget_tokens))
-                parts.append((work, slices))
-                budget_tokens -= sum(part.tokens for part in slices)
-        if len(alike) < len(self._steps):  # sessions on other blocks of the span have the next tick
-            others = [work for work in self._steps if (work.blocks, work.taps) != (first.blocks, first.taps)]
-            self._steps = deque([*others, *alike])
-        return StepTick(tuple(parts))
+            shares[work] = min(work.left_tokens, SHARE_TOKENS, left_tokens)
+            left_tokens -= shares[work]
+        for work in alike:
+            more = min(work.left_tokens - shares[work], left_tokens)
+            shares[work] += more
+            left_tokens -= more
+        served = {work: share for work, share in shares.items() if share}
+        self._steps = deque([*(work for work in self._steps if work not in served), *served])
+        return StepTick(tuple((work, tuple(work.slices(share))) for work, share in served.items()))

@@ -10,16 +10,17 @@ import torch
 
 from corolla.blocks import SessionCache
 from corolla.cache import Lease, RowKV
+from corolla.errors import SessionClosed, UsageError
 from corolla.terms import Span
 
-__all__ = ["Deliver", "FamilyRow", "ForwardWork", "Result", "Row", "RowSlice", "SessionRows", "StepWork"]
+__all__ = ["Deliver", "FamilyRow", "ForwardWork", "Result", "Row", "RowSlice", "SessionRows", "StepWork", "Work"]
 
 
 class Result(NamedTuple):
     """What came of a piece of work.
 
     Args:
-        tensors: The last block's output, then the taps'; or the gradient.
+        tensors: The last block's output, then the taps'; or the gradient. They are in the host's memory.
         queue_s: How long the work waited before its first tick.
         compute_s: How long its ticks took, shared ticks counted whole.
     """
@@ -38,40 +39,65 @@ class FamilyRow:
 
     def __init__(self, cache: SessionCache) -> None:
         self.cache = cache
-        self.length = 0
+
+    @property
+    def length(self) -> int:
+        """How many tokens every block has stored."""
+        return self.cache.seen_tokens
 
     def commit(self, length: int) -> None:
-        """Make the row this long."""
-        if length < self.length:
-            self.cache.rewind(length)
-        self.length = length
+        """Make the row this long; the blocks themselves have made it longer."""
+        self.cache.rewind(length)
 
     def fork(self) -> "FamilyRow":
         """Copy the row, for a beam that goes on from it."""
-        twin = FamilyRow(self.cache.copy())
-        twin.length = self.length
-        return twin
+        return FamilyRow(self.cache.copy())
 
 
 Row = RowKV | FamilyRow
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SessionRows:
-    """A session as the engine sees it: the blocks it runs, its lease, and its rows, which the compute thread owns."""
+    """A session as the engine sees it.
+
+    Belongs to the event loop, but its rows are lent to the step that is under way, and that belongs to the compute
+    thread. A step gives them back when it is complete; one that failed or was given up never does, since they may then
+    hold anything, and so ends the session.
+
+    Attributes:
+        blocks: The blocks that it runs.
+        lease: Its right to pages.
+        rows: Its rows; ``None`` while a step has them.
+        ended: Why the session cannot go on; empty while it can.
+    """
 
     blocks: Span
     lease: Lease
-    rows: list[Row]
+    rows: tuple[Row, ...] | None
+    ended: str = ""
 
-    def reorder(self, order: tuple[int, ...]) -> None:
-        """Let each row continue another: the first to take a row over gets it, the others get copies."""
-        taken: set[int] = set()
-        rows: list[Row] = []
-        for source in order:
-            rows.append(self.rows[source].fork() if source in taken else self.rows[source])
-            taken.add(source)
-        self.rows = rows
+    def idle_rows(self) -> tuple[Row, ...]:
+        """Give the rows, for a new step.
+
+        Raises:
+            SessionClosed: If the session has ended.
+            UsageError: If a step has them.
+        """
+        if self.ended:
+            raise SessionClosed(f"{self.ended}; open another session")
+        if self.rows is None:
+            raise UsageError("a step of this session is still under way; wait for its result")
+        return self.rows
+
+    def end(self, reason: str) -> None:
+        """End the session, unless it has ended before.
+
+        Args:
+            reason: What :class:`SessionClosed` will say.
+        """
+        self.rows = None
+        self.ended = self.ended or reason
 
 
 class RowSlice(NamedTuple):
@@ -83,16 +109,41 @@ class RowSlice(NamedTuple):
     offset: int
 
 
-class StepWork:
+class Work:
+    """What both kinds of work have: somebody who waits, times, and outputs that fill up tick by tick.
+
+    Args:
+        like: What the outputs are shaped like.
+        outputs: How many there are.
+    """
+
+    def __init__(self, like: torch.Tensor, outputs: int) -> None:
+        self.deliver: Deliver = _nobody
+        self.queued_at_s = 0.0
+        self.started_at_s: float | None = None
+        self.compute_s = 0.0
+        self.is_cancelled = False
+        self.outputs = tuple(torch.empty_like(like, device="cpu") for _ in range(outputs))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all outputs are there."""
+        raise NotImplementedError
+
+
+class StepWork(Work):
     """New tokens of a session's rows.
 
     Args:
-        session: Whose.
+        session: Whose; its rows are lent to this work.
         hidden_ND: The tokens, row after row.
         starts: For each row, how many stored tokens it keeps.
         counts: For each row, how many of the new tokens are its own.
         order: For each row, the row it continues; ``None`` if all go on as they are.
         taps: Blocks whose outputs are wanted as well.
+
+    Attributes:
+        rows: The rows, from the first tick on in their new order.
     """
 
     def __init__(
@@ -104,25 +155,38 @@ class StepWork:
         order: tuple[int, ...] | None = None,
         taps: tuple[int, ...] = (),
     ) -> None:
-        self.session = session
+        super().__init__(hidden_ND, 1 + len(taps))
+        self.blocks = session.blocks
+        self.rows = session.idle_rows()
         self.hidden_ND = hidden_ND
         self.starts = starts
         self.counts = counts
         self.order = order
         self.taps = taps
-        self.blocks = session.blocks
-        self.deliver: Deliver = _nobody
-        self.queued_at_s = 0.0
-        self.started_at_s: float | None = None
-        self.compute_s = 0.0
-        self.is_cancelled = False
         self.done_tokens = 0
-        self.outputs = tuple(torch.empty_like(hidden_ND) for _ in range(1 + len(taps)))
 
     @property
     def left_tokens(self) -> int:
         """How many tokens have not been computed yet."""
         return len(self.hidden_ND) - self.done_tokens
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all outputs are there."""
+        return self.left_tokens == 0
+
+    def begin(self) -> None:
+        """Reorder and rewind the rows. The first to continue a row gets it, the others get copies."""
+        if self.order is not None:
+            taken: set[int] = set()
+            rows: list[Row] = []
+            for source in self.order:
+                rows.append(self.rows[source].fork() if source in taken else self.rows[source])
+                taken.add(source)
+            self.rows = tuple(rows)
+        for row, start in zip(self.rows, self.starts, strict=True):
+            if row.length != start:
+                row.commit(start)
 
     def slices(self, budget_tokens: int) -> Iterator[RowSlice]:
         """Yield the next tokens to compute, row by row, at most ``budget_tokens`` of them."""
@@ -136,7 +200,7 @@ class StepWork:
             offset += count
 
 
-class ForwardWork:
+class ForwardWork(Work):
     """Whole sequences through blocks, with nothing kept; with ``grads_BTD``, the way back instead.
 
     Args:
@@ -157,20 +221,19 @@ class ForwardWork:
         taps: tuple[int, ...] = (),
         grads_BTD: tuple[torch.Tensor, ...] | None = None,
     ) -> None:
+        super().__init__(hidden_BTD, 1 if grads_BTD is not None else 1 + len(taps))
         self.blocks = blocks
         self.hidden_BTD = hidden_BTD
         self.attention_mask_BT = attention_mask_BT
         self.position_ids_BT = position_ids_BT
         self.taps = taps
         self.grads_BTD = grads_BTD
-        self.deliver: Deliver = _nobody
-        self.queued_at_s = 0.0
-        self.started_at_s: float | None = None
-        self.compute_s = 0.0
-        self.is_cancelled = False
         self.done_rows = 0
-        outputs = 1 if grads_BTD is not None else 1 + len(taps)
-        self.outputs = tuple(torch.empty_like(hidden_BTD) for _ in range(outputs))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all outputs are there."""
+        return self.done_rows == len(self.hidden_BTD)
 
     def next_rows(self, budget_tokens: int) -> slice:
         """Say which rows of the batch to compute next: at least one, at most ``budget_tokens`` tokens."""

@@ -1,6 +1,6 @@
 """The one compute thread of a device: it takes ticks from the scheduler, computes them and delivers what is complete.
 
-Owns the thread, and with it every row's tensors. The event loop only puts work in and hears of results.
+Owns the thread, and with it the rows of every step under way. The event loop only puts work in and hears of results.
 """
 
 import logging
@@ -14,10 +14,12 @@ from corolla.engine.compute import run_forward, run_steps
 from corolla.engine.config import EngineConfig
 from corolla.engine.scheduler import ForwardTick, Scheduler, StepTick
 from corolla.engine.work import ForwardWork, Result, StepWork
-from corolla.errors import Error, InternalError, PeerBusy
+from corolla.errors import InternalError, PeerBusy
 from corolla.telemetry import event, logger
 
 __all__ = ["Worker"]
+
+_LOG = logger(__name__)
 
 
 class Worker:
@@ -53,7 +55,7 @@ class Worker:
         self._thread.join()
 
     def put(self, work: StepWork | ForwardWork) -> None:
-        """Queue work; its ``deliver`` is called with the result, on the compute thread.
+        """Queue work; its ``deliver`` is called with the result, on the compute thread, unless it is cancelled.
 
         Raises:
             PeerBusy: If too much waits already, or the worker is stopping.
@@ -61,25 +63,26 @@ class Worker:
         work.queued_at_s = time.perf_counter()
         with self._changed:
             if self._is_stopping:
-                raise PeerBusy("the server is leaving", retry_after_s=60.0)
+                raise _leaving()
             self._scheduler.put(work)
             self._changed.notify()
 
     def _run(self) -> None:
         if self._config.threads is not None:
-            torch.set_num_threads(self._config.threads)
-        while (tick := self._next()) is not None:
-            started_at_s = time.perf_counter()
-            works = [work for work, _ in tick.parts] if isinstance(tick, StepTick) else [tick.work]
-            for work in works:
-                work.started_at_s = work.started_at_s or started_at_s
-            failure = self._compute(tick)
-            elapsed_s = time.perf_counter() - started_at_s
-            for work in works:
-                work.compute_s += elapsed_s
-                self._settle(work, failure)
-        for work in self._drop_all():
-            work.deliver(PeerBusy("the server is leaving", retry_after_s=60.0))
+            torch.set_num_threads(self._config.threads)  # it holds for the thread that asks
+        try:
+            while self._tick():
+                pass
+        finally:  # also after a bug of our own: nobody waits for ever
+            for work in self._drop_all():
+                work.deliver(_leaving())
+
+    def _tick(self) -> bool:
+        # In a frame of its own, so that whoever waits for the next tick does not keep the last one's rows in memory.
+        if (tick := self._next()) is None:
+            return False
+        self._compute(tick)
+        return True
 
     def _next(self) -> StepTick | ForwardTick | None:
         with self._changed:
@@ -89,33 +92,43 @@ class Worker:
                 self._changed.wait()
         return None
 
-    def _compute(self, tick: StepTick | ForwardTick) -> Exception | None:
+    def _compute(self, tick: StepTick | ForwardTick) -> None:
+        works = [work for work, _ in tick.parts] if isinstance(tick, StepTick) else [tick.work]
+        started_at_s = time.perf_counter()
+        for work in works:
+            work.started_at_s = work.started_at_s or started_at_s
+        failure = ""
         try:
             if isinstance(tick, StepTick):
                 run_steps(self._span, tick)
             else:
                 run_forward(self._span, tick)
-        except Error as error:
-            return error
         except Exception as error:  # noqa: BLE001 - one bad tick must not take the server down; whoever asked is told
-            event(logger(__name__), "tick failed", level=logging.ERROR, error=error)
-            return InternalError(f"computing failed: {error!r}")
-        return None
+            event(_LOG, "tick failed", level=logging.ERROR, error=error, requests=len(works))
+            failure = f"computing blocks {self._span.span} failed: {error!r}"
+        elapsed_s = time.perf_counter() - started_at_s
+        for work in works:
+            work.compute_s += elapsed_s
+            if failure or work.is_complete:
+                self._settle(work, failure)
 
-    def _settle(self, work: StepWork | ForwardWork, failure: Exception | None) -> None:
-        is_complete = work.left_tokens == 0 if isinstance(work, StepWork) else work.done_rows == len(work.hidden_BTD)
+    def _settle(self, work: StepWork | ForwardWork, failure: str) -> None:
         with self._changed:
-            if failure is None and not is_complete:
-                if isinstance(work, ForwardWork):
-                    self._scheduler.rotate()
-                return
             self._scheduler.finish(work)
-        queue_s = (work.started_at_s or work.queued_at_s) - work.queued_at_s
-        work.deliver(failure or Result(work.outputs, queue_s, work.compute_s))
+        if failure:
+            work.deliver(InternalError(failure))
+        else:
+            queue_s = (work.started_at_s or work.queued_at_s) - work.queued_at_s
+            work.deliver(Result(work.outputs, queue_s, work.compute_s))
 
     def _drop_all(self) -> list[StepWork | ForwardWork]:
         with self._changed:
+            self._is_stopping = True
             dropped = self._scheduler.waiting()
             for work in dropped:
                 self._scheduler.finish(work)
         return dropped
+
+
+def _leaving() -> PeerBusy:
+    return PeerBusy("the server is leaving", retry_after_s=60.0)

@@ -1,5 +1,7 @@
 """Which peers to keep away from, and until when. Pure: the time is an argument."""
 
+from typing import NamedTuple
+
 from corolla.terms import PeerId
 
 __all__ = ["Bans"]
@@ -7,12 +9,20 @@ __all__ = ["Bans"]
 _LONGEST_S = 3600.0
 
 
+class _Ban(NamedTuple):
+    until_s: float
+    length_s: float
+
+
 class Bans:
-    """Time-limited refusals to route to peers. A peer that fails again right after its ban is banned twice as long."""
+    """Time-limited refusals to route to peers.
+
+    A peer that fails again soon after its ban, within as long as it lasted, is banned twice as long, up to an hour.
+    Failures during a ban are taken for the same one: many requests may notice it.
+    """
 
     def __init__(self) -> None:
-        self._until_s: dict[PeerId, float] = {}
-        self._length_s: dict[PeerId, float] = {}
+        self._bans: dict[PeerId, _Ban] = {}
 
     def ban(self, peer: PeerId, for_s: float, now_s: float) -> None:
         """Ban a peer.
@@ -22,16 +32,23 @@ class Bans:
             for_s: For how long, the first time; 0 does nothing.
             now_s: The present, on the caller's monotonic clock.
         """
-        if for_s > 0:
-            length_s = min(max(for_s, 2 * self._length_s.get(peer, 0.0)), max(_LONGEST_S, for_s))
-            self._length_s[peer] = length_s
-            self._until_s[peer] = now_s + length_s
+        if for_s <= 0:
+            return
+        last = self._bans.get(peer)
+        length_s = for_s
+        if last is not None and now_s < last.until_s:
+            length_s = max(for_s, last.length_s)
+            self._bans[peer] = _Ban(max(last.until_s, now_s + for_s), length_s)
+            return
+        if last is not None and now_s < last.until_s + last.length_s:
+            length_s = max(for_s, min(2 * last.length_s, _LONGEST_S))
+        self._bans[peer] = _Ban(now_s + length_s, length_s)
 
     def forgive(self, peer: PeerId) -> None:
         """Forget a peer's failures, because it has just succeeded."""
-        self._until_s.pop(peer, None)
-        self._length_s.pop(peer, None)
+        self._bans.pop(peer, None)
 
     def banned(self, now_s: float) -> frozenset[PeerId]:
-        """List the peers that are banned now."""
-        return frozenset(peer for peer, until_s in self._until_s.items() if until_s > now_s)
+        """List the peers that are banned now; failures too old to count are forgotten."""
+        self._bans = {peer: ban for peer, ban in self._bans.items() if now_s < ban.until_s + ban.length_s}
+        return frozenset(peer for peer, ban in self._bans.items() if now_s < ban.until_s)

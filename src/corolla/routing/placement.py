@@ -8,13 +8,15 @@ __all__ = ["choose_span", "claims_before", "coverage"]
 def coverage(snapshot: Snapshot, model: ModelId, num_blocks: int) -> list[float]:
     """Sum up, for each block, the tokens per second of the servers that have it or are loading it.
 
-    A server that has not measured itself counts as one token per second.
+    A server that has not measured itself counts as the average of those that have; as 1 if none has.
     """
+    servers = [server for server in snapshot.announcements if server.model == model and server.state != "draining"]
+    measured = [server.speed.decode_tokens_per_s for server in servers if server.speed]
+    usual = sum(measured) / len(measured) if measured else 1.0
     blocks = [0.0] * num_blocks
-    for server in snapshot.announcements:
-        if server.model == model and server.state != "draining":
-            for block in range(server.span.start, min(server.span.stop, num_blocks)):
-                blocks[block] += server.speed.decode_tokens_per_s if server.speed else 1.0
+    for server in servers:
+        for block in range(server.span.start, min(server.span.stop, num_blocks)):
+            blocks[block] += server.speed.decode_tokens_per_s if server.speed else usual
     return blocks
 
 

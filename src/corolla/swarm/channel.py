@@ -1,8 +1,8 @@
 """Typed messages over a stream. Knows frames and messages, and nothing of what they ask for."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
 import anyio
 
@@ -135,14 +135,21 @@ class Channel:
             raise self._lost("where its answer was due", None)
         return received
 
-    async def __aiter__(self) -> AsyncIterator[Received[Message]]:
-        """Iterate over the messages until the peer ends the stream between two of them.
+    def __aiter__(self) -> Self:
+        """Iterate over the messages until the peer ends the stream between two of them."""
+        return self
+
+    async def __anext__(self) -> Received[Message]:
+        """Wait for the next message, like :meth:`receive`.
 
         Raises:
-            Error: As :meth:`receive`, but for a clean end.
+            StopAsyncIteration: At a clean end.
+            Error: As :meth:`receive`.
         """
-        while (received := await self._receive(None)) is not None:
-            yield received
+        received = await self._receive(None)
+        if received is None:
+            raise StopAsyncIteration
+        return received
 
     async def request(
         self,
@@ -271,7 +278,7 @@ class Channel:
             self._busy.discard(way)
 
     def _lost(self, when: str, error: Exception | None) -> PeerLost:
-        cause = error.__cause__ if error is not None else None
+        cause = str(error.__cause__ or "") if error is not None else ""
         return PeerLost(f"peer {self.peer[:8]} was lost {when}" + (f": {cause}" if cause else ""), peer=self.peer)
 
     def _timeout(self, what: str, deadline_s: float | None) -> PeerTimeout:
@@ -279,7 +286,7 @@ class Channel:
 
 
 def _join(buffers: list[Buffer]) -> list[Buffer]:
-    """Join a small frame into one buffer; of a large one, only its head with its first part if that is small."""
+    """Join the buffers of a small frame into one; leave those of a large one as they are."""
     if sum(memoryview(buffer).nbytes for buffer in buffers) <= _JOINED_BYTES:
         return [b"".join(buffers)]
     return buffers

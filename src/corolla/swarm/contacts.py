@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from corolla.errors import ConfigError
 from corolla.swarm.address import parse_address, split_address
+from corolla.swarm.config import SwarmConfig
 from corolla.terms import PEER_ID_PATTERN, Address, Announcement, PeerId
 
 __all__ = ["Contact", "Contacts"]
@@ -39,7 +40,7 @@ class Contacts:
     Args:
         bootstrap: Addresses given by the user, with or without a peer id.
         path: The file that remembers peers between two runs; ``None`` to remember none.
-        max_remembered: How many it holds.
+        config: The limits.
 
     Attributes:
         given: Those named by the user.
@@ -48,12 +49,14 @@ class Contacts:
         ConfigError: If an address is none.
     """
 
-    def __init__(self, bootstrap: Sequence[str] = (), *, path: Path | None = None, max_remembered: int = 64) -> None:
+    def __init__(
+        self, bootstrap: Sequence[str] = (), *, path: Path | None = None, config: SwarmConfig | None = None
+    ) -> None:
         parsed = [parse_address(text) for text in bootstrap]
         self.given = tuple(Contact(peer, (address,)) for peer, address in parsed)
         self._remembered: tuple[Contact, ...] = ()
         self._path = path
-        self._max_remembered = max_remembered
+        self._max_remembered = (SwarmConfig() if config is None else config).max_remembered
 
     def all(self) -> list[Contact]:
         """Give all contacts, those named by the user first."""

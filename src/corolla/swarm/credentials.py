@@ -25,7 +25,7 @@ MAX_CERTIFICATE_BYTES: Final = 1024
 """Those of peers have about 330 bytes."""
 
 MAX_TRUSTED: Final = 4096
-"""Certificates that one context may come to trust before it is replaced, since it cannot forget any: about 2 KB each."""
+"""Certificates that one context comes to trust before it is replaced, as it cannot forget any: about 2 KB each."""
 
 
 class Credentials:

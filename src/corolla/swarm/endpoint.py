@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anyio
 
@@ -21,6 +21,9 @@ from corolla.swarm.identity import Identity
 from corolla.swarm.race import race
 from corolla.swarm.transport import Listener, Stream, Transport
 from corolla.terms import Address, PeerId
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 __all__ = ["ChannelHandler", "Endpoint"]
 
@@ -56,14 +59,14 @@ class Endpoint:
         self._listeners: list[Listener] = []
         self._idle: dict[PeerId, deque[_Idle]] = {}
         self._served: Counter[PeerId] = Counter()
-        self._tasks = anyio.create_task_group()
+        self._tasks: TaskGroup | None = None
         self._is_open = False
 
     def __repr__(self) -> str:
         return f"Endpoint({self.peer_id[:8]}, {', '.join(self.addresses) or 'not listening'})"
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
+        self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._close_stale)
         self._is_open = True
         return self
@@ -72,10 +75,11 @@ class Endpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._is_open = False
-        self._tasks.cancel_scope.cancel()
         try:
-            # Not told of the error, because it would wrap it into a group, and callers could not catch it by its name.
-            await self._tasks.__aexit__(None, None, None)
+            if self._tasks is not None:
+                self._tasks.cancel_scope.cancel()
+                # Not told of the error, which it would wrap into a group: callers could not catch it by its name.
+                await self._tasks.__aexit__(None, None, None)
         finally:
             await self._close_all()
 

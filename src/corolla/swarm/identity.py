@@ -58,7 +58,7 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, path: Path) -> "Identity":
-        """Read the identity in a file, or make one and write it there, readable by its owner alone.
+        """Read the identity in a file, or make one and write it there, readable by its owner alone. Blocks on the disk.
 
         Args:
             path: A PEM file with an unencrypted PKCS #8 key. Its folder is made if need be.

@@ -1,6 +1,7 @@
 """Plain bytes over TCP with bounded buffers: what ``swarm/tls.py`` encrypts. Knows neither peers nor messages.
 
-An asyncio protocol rather than AnyIO's socket stream, because that costs 0.1 ms more for each 16 KB there and back.
+An asyncio protocol rather than AnyIO's streams: with TLS on top, 16 KB there and back on loopback take 0.20 ms so, and
+0.27 ms with AnyIO's (medians of 3,200 on Python 3.11; asyncio's own TLS streams, which have no half-close, 0.19 ms).
 """
 
 import asyncio
@@ -268,6 +269,8 @@ def _bind_socket(host: str, port: int) -> socket.socket:
                 f"port {port} of {host} is in use by another program; stop it, or choose another port (0 for any)"
             ) from error
         raise ConfigError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from error
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on port {port} of {host!r}: {error}") from error
     bound.setblocking(False)
     return bound
 

@@ -7,5 +7,15 @@ the same tests as the others.
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
+from corolla.testing.threads import ServerThread, ThreadedSwarm
 
-__all__ = ["FAMILIES", "LocalSwarm", "MemoryNetwork", "MemoryTransport", "ServerProcess", "save_tiny_model"]
+__all__ = [
+    "FAMILIES",
+    "LocalSwarm",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "ServerProcess",
+    "ServerThread",
+    "ThreadedSwarm",
+    "save_tiny_model",
+]

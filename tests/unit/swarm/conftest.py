@@ -127,7 +127,8 @@ def claim(endpoint, span=(0, 4), **changes):
 class Member:
     """A peer that gossips."""
 
-    def __init__(self, endpoint, bootstrap, seed):
+    def __init__(self, endpoint, bootstrap, seed, *, serves=True):
+        self.serves = serves
         self.endpoint = endpoint
         self.directory = Directory(endpoint.config)
         self.gossip = Gossip(endpoint, self.directory, Contacts(bootstrap), rng=random.Random(seed))
@@ -140,7 +141,8 @@ class Member:
                 await endpoint.listen(scheme, HOSTS[scheme], 0)
                 tasks.start_soon(endpoint.serve, self.answer)
                 await self.gossip.join()
-                await self.gossip.announce(claim(endpoint, ttl_s=endpoint.config.ttl_s))
+                if self.serves:
+                    await self.gossip.announce(claim(endpoint, ttl_s=endpoint.config.ttl_s))
                 tasks.start_soon(self.gossip.run)
                 self.ready.set()
 

@@ -27,9 +27,9 @@ class Swarm:
         self.tasks = tasks
         self.members = []
 
-    async def add(self, config=QUICK):
+    async def add(self, config=QUICK, *, serves=True):
         bootstrap = self.members[0].endpoint.addresses if self.members else ()
-        member = Member(self.net.endpoint(config), bootstrap, seed=len(self.members))
+        member = Member(self.net.endpoint(config), bootstrap, seed=len(self.members), serves=serves)
         self.members.append(member)
         self.tasks.start_soon(member.run, self.net.scheme)
         await member.ready.wait()
@@ -73,6 +73,14 @@ async def test_peers_that_know_one_of_the_swarm_get_to_know_all(net):
     async with swarm_of(net) as swarm:
         members = [await swarm.add() for _ in range(3)]
         for member in members:
+            await until(member, lambda seen: seen.keys() == peers(*members))
+
+
+async def test_a_peer_that_serves_nothing_helps_others_to_meet(net):
+    async with swarm_of(net) as swarm:
+        rendezvous = await swarm.add(serves=False)
+        members = [await swarm.add() for _ in range(2)]
+        for member in (rendezvous, *members):
             await until(member, lambda seen: seen.keys() == peers(*members))
 
 

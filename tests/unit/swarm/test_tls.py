@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import logging
 import struct
 
@@ -154,6 +155,15 @@ async def test_a_silent_listener_is_given_up_in_time():
         address = f"tls://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
         with anyio.fail_after(DEADLINE_S), pytest.raises(PeerUnreachable, match=r"within 0\.3 s"):
             await TlsTransport(Identity.generate(), SwarmConfig(handshake_s=0.3)).dial(None, address)
+
+
+async def test_dials_that_are_cancelled_at_any_point_leave_no_socket(tls_net):
+    async with tls_net.listening(echo) as (listener, peer), tls_net.endpoint() as client:
+        for tenths_ms in range(60):
+            with anyio.move_on_after(tenths_ms / 10_000):
+                async with client.channel(peer, listener.addresses):
+                    pass
+        gc.collect()  # a socket that was lost would speak up here
 
 
 async def test_connections_over_the_limit_are_closed_at_once(tls_net):

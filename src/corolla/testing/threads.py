@@ -1,0 +1,130 @@
+"""Servers in a thread of this process: as real as others but for the process, and ready in a second instead of four.
+
+Owns the thread and all that the servers hold. For tests of what models say; what a crash does, only processes show.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.abc import TaskStatus
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from corolla.engine import EngineConfig
+from corolla.server import Server, ServerConfig, Stage
+from corolla.swarm import SwarmConfig
+from corolla.terms import PeerId, Span
+
+__all__ = ["ServerThread", "ThreadedSwarm"]
+
+_KV_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerThread:
+    """A server that runs on the event loop of another thread.
+
+    Args:
+        server: The server; its methods belong to that thread.
+        portal: The way to that thread.
+    """
+
+    server: Server
+    portal: BlockingPortal
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who it is."""
+        return self.server.peer_id
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with its id."""
+        return f"{self.server.addresses[0]}/{self.peer_id}"
+
+    def stop(self) -> None:
+        """Ask it to drain and leave; returns at once."""
+        self.portal.call(self.server.stop)
+
+
+class ThreadedSwarm:
+    """Some servers that hold a model between them, on loopback. Use it as a context manager; all are online then.
+
+    Args:
+        model: What they serve.
+        spans: Which blocks each of them serves, ``start:stop``.
+        engine: How they compute; by default on one thread each, with 32 MB for sessions.
+        swarm: How they talk to each other.
+        lease_s: A session that says nothing for so long is ended.
+        drain_s: How long sessions may go on when a server leaves.
+
+    Attributes:
+        servers: The servers, in the order of their spans.
+
+    Raises:
+        Error: What kept a server from getting online; when the context is entered.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spans: Sequence[str],
+        *,
+        engine: EngineConfig | None = None,
+        swarm: SwarmConfig | None = None,
+        lease_s: float = 600.0,
+        drain_s: float = 1.0,
+    ) -> None:
+        self.servers: list[ServerThread] = []
+        self._model = model
+        self._spans = [Span.parse(span) for span in spans]
+        self._engine = engine or EngineConfig(threads=1, kv_bytes=_KV_BYTES)
+        self._swarm = swarm
+        self._times_s = (lease_s, drain_s)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.callback(self._stop_all)
+            for span in self._spans:
+                _, server = portal.start_task(self._serve, span)
+                self.servers.append(ServerThread(server, portal))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def address(self) -> str:
+        """Where to enter the swarm."""
+        return self.servers[0].address
+
+    def _stop_all(self) -> None:
+        for thread in self.servers:
+            thread.stop()
+
+    async def _serve(self, span: Span, *, task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED) -> None:
+        lease_s, drain_s = self._times_s
+        config = ServerConfig(
+            model=self._model,
+            blocks=span,
+            host="127.0.0.1",
+            port=0,
+            peers=tuple(thread.address for thread in self.servers[:1]),
+            lease_s=lease_s,
+            drain_s=drain_s,
+        )
+        server = Server(config, engine=self._engine, swarm=self._swarm)
+
+        async def watch(stage: Stage) -> None:
+            if stage == "online":
+                task_status.started(server)
+
+        await server.run(watch)
