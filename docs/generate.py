@@ -5,9 +5,11 @@
 
 import argparse
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from corolla import errors
+from corolla.cli.settings import SECTIONS, field_of, kind_of, shown_type
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from {source}; change that, then run `make docs`. -->"
@@ -40,9 +42,53 @@ def errors_below(cls: type[errors.Error]) -> list[str]:
     return [row, *(line for child in cls.__subclasses__() for line in errors_below(child))]
 
 
+def config_page() -> str:
+    """Tell every setting: its name, type, unit, default and meaning."""
+    lines = [
+        "# Settings",
+        "",
+        NOTE.format(source="the config dataclass of each room"),
+        "",
+        "A setting is given by a flag; or else by a variable of the environment, `COROLLA_SERVER_PORT` for `port` in",
+        "`[server]`; or else by a TOML file, `corolla.toml` in the configuration directory of your account or the one",
+        "that `--config` names; or else it has its default. `corolla config` shows what is in force, and why. A key that",
+        "is not on this page is an error. Numbers of bytes may be written as `2GiB` or `500MB`; in the environment,",
+        "commas separate the parts of a list.",
+        "",
+        "```toml",
+        "[server]",
+        'name = "attic"',
+        "port = 4001",
+        "",
+        "[engine]",
+        'kv_bytes = "2GiB"',
+        "```",
+    ]
+    for section in SECTIONS:
+        about = (kind_of(section).__doc__ or "").partition("\n")[0]
+        lines += ["", f"## [{section}]", "", about, "", "| setting | type | default | meaning |", "|---|---|---|---|"]
+        lines += [config_row(f"{section}.{field.name}") for field in fields(kind_of(section))]
+    return "\n".join([*lines, ""])
+
+
+def config_row(key: str) -> str:
+    """Give the table row of a setting."""
+    field = field_of(key)
+    unit = field.metadata.get("unit")
+    kind = shown_type(key) + (f", {unit}" if unit else "")
+    if field.default_factory is not MISSING:
+        default = "of this machine"
+    elif field.default is MISSING:
+        default = "must be given"
+    else:
+        default = "" if field.default in (None, "", ()) else f"`{str(field.default)}`"
+    help_text = field.metadata["help"].replace("|", "\\|")
+    return f"| `{field.name}` | {kind} | {default} | {help_text} |"
+
+
 def pages() -> dict[Path, str]:
     """Make all generated pages, by where they belong."""
-    return {DOCS / "errors.md": errors_page()}
+    return {DOCS / "config.md": config_page(), DOCS / "errors.md": errors_page()}
 
 
 def main() -> None:

@@ -116,8 +116,8 @@ def test_a_rewound_session_goes_on_as_one_that_never_went_too_far(family):
         span(hidden_BTD[:, :9], cache=straight)
         span(hidden_BTD[:, :9], cache=rewound)
         span(torch.randn(2, 4, span.hidden_size), cache=rewound)
-        span.crop_cache(rewound, 11)
-        span.crop_cache(rewound, 9)
+        rewound.rewind(11)
+        rewound.rewind(9)
         expected_BTD, _ = span(hidden_BTD[:, 9:10], cache=straight)
         assert torch.equal(span(hidden_BTD[:, 9:10], cache=rewound)[0], expected_BTD)
 
@@ -184,7 +184,7 @@ def test_a_copied_cache_has_the_chosen_rows():
     expected_cache = span.new_cache()
     span(hidden_BTD[rows_B], cache=expected_cache)
     step_BTD = torch.randn(3, 1, span.hidden_size)
-    copied = span.copy_cache(cache, rows_B)
-    assert span.cache_bytes(copied) == span.cache_bytes(cache) > 0
+    copied = cache.copy(rows_B)
+    assert copied.size_bytes == cache.size_bytes > 0
     assert torch.equal(span(step_BTD, cache=copied)[0], span(step_BTD, cache=expected_cache)[0])
     assert cache.seen_tokens == 9

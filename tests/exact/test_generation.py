@@ -2,52 +2,20 @@
 
 # B batch, T tokens, V vocabulary, D model width
 
-import threading
-from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 
+import anyio
 import pytest
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 
-from corolla.client import AutoModelForCausalLM, ClientConfig, RemoteModel, Swarm
+from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm
 from corolla.errors import ContextTooLong, UsageError
-from corolla.testing import ThreadedSwarm, save_tiny_model
 
-FAMILIES = ["llama", "gemma3_text", "bloom", "qwen3_moe"]  # plain; with a window; not packable; with experts
-POSITIONED = ["gpt2", "opt", "mpt"]  # embeddings that know positions, or none at all
+FAMILIES = ["llama", "gemma3_text", "bloom", "qwen3_moe"]
+POSITIONED = ["gpt2", "opt", "mpt"]
 TOLERANCE = 2e-5  # of the largest logit: packed rows and batches of another size add in another order
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-
-
-@dataclass
-class Pair:
-    local: transformers.PreTrainedModel
-    remote: RemoteModel
-
-    def assert_same_tokens(self, ids_BT, **options):
-        torch.manual_seed(7)
-        expected = self.local.generate(ids_BT, **GREEDY | options)
-        torch.manual_seed(7)
-        assert torch.equal(self.remote.generate(ids_BT, **GREEDY | options), expected)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """For each family, the model in one piece and the model in a swarm of three servers."""
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    with ExitStack() as stack:
-        found = {}
-        for family in FAMILIES + POSITIONED:
-            directory = save_tiny_model(tmp_path_factory.mktemp(family.replace("/", "-")), family=family)
-            spans = ["0:1", "1:3", "3:4"] if family in FAMILIES else ["0:4"]
-            servers = stack.enter_context(ThreadedSwarm(str(directory), spans))
-            swarm = stack.enter_context(Swarm(servers.address, config=ClientConfig(codec="raw")))
-            local = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-            found[family] = Pair(local, AutoModelForCausalLM.from_pretrained(str(directory), swarm=swarm))
-        yield found
 
 
 @pytest.fixture(params=FAMILIES)
@@ -183,27 +151,32 @@ def test_without_return_dict_a_tuple_comes(family, pairs):
 )
 def test_tokens_are_the_same(pair, options):
     ids_BT = prompt(1, 8).repeat(1, 2)  # the second half repeats the first, so that looking up drafts succeeds
-    pair.assert_same_tokens(ids_BT, max_new_tokens=14, **options)
+    pair.assert_same_tokens(ids_BT, max_new_tokens=14, **GREEDY | options)
 
 
 @pytest.mark.parametrize("family", FAMILIES + POSITIONED)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
 def test_tokens_of_a_ragged_batch_are_the_same(family, pairs, options):
     ids_BT, mask_BT = ragged()
-    pairs[family].assert_same_tokens(ids_BT, attention_mask=mask_BT, max_new_tokens=10, **options)
+    pairs[family].assert_same_tokens(ids_BT, attention_mask=mask_BT, max_new_tokens=10, **GREEDY | options)
 
 
 def test_an_assistant_drafts_for_the_swarm(llama):
-    llama.assert_same_tokens(prompt(), max_new_tokens=14, assistant_model=llama.local)
+    llama.assert_same_tokens(prompt(), max_new_tokens=14, assistant_model=llama.local, **GREEDY)
 
 
 def test_generation_begins_from_embeddings(pair):
     embeddings_BTD = pair.local.get_input_embeddings()(prompt())
-    pair.assert_same_tokens(None, inputs_embeds=embeddings_BTD, max_new_tokens=8)
+    pair.assert_same_tokens(None, inputs_embeds=embeddings_BTD, max_new_tokens=8, **GREEDY)
 
 
 def test_scores_and_hidden_states_of_generation_are_close(llama):
-    options = {"max_new_tokens": 4, "output_scores": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 4,
+        "output_scores": True,
+        "output_hidden_states": True,
+        "return_dict_in_generate": True,
+    }
     expected, actual = (model.generate(prompt(), **GREEDY, **options) for model in (llama.local, llama.remote))
     assert all(close(mine, theirs) for mine, theirs in zip(actual.scores, expected.scores, strict=True))
     for mine, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
@@ -234,19 +207,31 @@ def test_a_stopping_criterion_stops(llama):
     assert llama.remote.generate(prompt(), max_new_tokens=20, stopping_criteria=criteria, **GREEDY).shape == (1, 10)
 
 
-def test_eight_threads_generate_with_one_model(llama):
+@pytest.mark.parametrize("spans", [["0:4"], ["0:1", "1:4"], ["0:1", "1:3", "3:4"]], ids=len)
+def test_tokens_are_the_same_for_any_number_of_hops(llama, spans):
+    chosen = [server for server in llama.servers.servers if str(server.server.span) in spans]
+    config = ClientConfig(codec="raw", allow_peers=tuple(server.peer_id for server in chosen))
+    expected = llama.local.generate(prompt(), max_new_tokens=20, **GREEDY)
+    with Swarm(llama.servers.address, config=config) as swarm:
+        model = AutoModelForCausalLM.from_pretrained(str(llama.directory), swarm=swarm)
+        with model.session() as session:
+            assert torch.equal(model.generate(prompt(), max_new_tokens=20, session=session, **GREEDY), expected)
+            assert [str(hop.span) for hop in session.chain.hops] == spans
+
+
+@pytest.mark.anyio
+async def test_eight_threads_generate_with_one_model(llama):
     prompts = [prompt(1, 4 + index, seed=index) for index in range(8)]
     expected = [llama.local.generate(ids_BT, max_new_tokens=12, **GREEDY) for ids_BT in prompts]
     actual = [None] * 8
 
-    def generate(index):
-        actual[index] = llama.remote.generate(prompts[index], max_new_tokens=12, **GREEDY)
+    async def generate(index):
+        call = partial(llama.remote.generate, prompts[index], max_new_tokens=12, **GREEDY)
+        actual[index] = await anyio.to_thread.run_sync(call)
 
-    threads = [threading.Thread(target=generate, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    async with anyio.create_task_group() as tasks:
+        for index in range(8):
+            tasks.start_soon(generate, index)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(actual, expected, strict=True))
 
 

@@ -3,8 +3,9 @@
 Knows Hugging Face configurations and nothing of weights, spans at work, or servers.
 """
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -13,6 +14,7 @@ from corolla.errors import BadCheckpoint, UnsupportedModel, UsageError
 from corolla.terms import Span
 
 __all__ = [
+    "BUILDING",
     "blocks_of",
     "check_span",
     "context_tokens",
@@ -23,6 +25,10 @@ __all__ = [
     "num_blocks",
     "text_config",
 ]
+
+BUILDING: Final = threading.RLock()
+"""Held while transformers builds or loads a model: it patches functions of torch for the time being, so a model that
+another thread builds meanwhile would stay uninitialised or untied."""
 
 
 def load_config(directory: Path) -> PreTrainedConfig:

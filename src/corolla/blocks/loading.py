@@ -19,14 +19,28 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from corolla.blocks.architecture import check_span, load_config, model_class
+from corolla.blocks.architecture import BUILDING, check_span, load_config, model_class
 from corolla.blocks.selftest import FamilyReport, check_family
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
 from corolla.errors import BadCheckpoint, UnsupportedModel
 from corolla.terms import Span
 
-__all__ = ["Progress", "load_span", "needed_keys"]
+__all__ = [
+    "Progress",
+    "build_empty",
+    "checkpoint_files",
+    "derive_class",
+    "load_span",
+    "needed_keys",
+    "open_tensors",
+    "pruned_class",
+    "read_model",
+    "refuse_missing",
+    "refuse_quantized",
+    "select_keys",
+    "weight_bytes",
+]
 
 Progress = Callable[[int, int], None]
 """Called with how many tensors have been read, and how many there are to read; from several threads, one at a time."""
@@ -139,7 +153,7 @@ def build_empty(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
         UnsupportedModel: If the configuration does not make a model.
     """
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             return cls(config)
     except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(f"transformers cannot build {cls.__name__} from this configuration: {error}") from error
@@ -254,7 +268,7 @@ def read_model(
     """
     device_map = None if torch.device(device).type == "cpu" else {"": torch.device(device)}
     try:
-        with _no_progress_bar():
+        with BUILDING, _no_progress_bar():
             model, info = cls.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=dtype, device_map=device_map, output_loading_info=True
             )

@@ -30,7 +30,7 @@ ATTENTION_NAME = "corolla_packed"
 _NOT_HONOURED = ("block_indices", "indices", "position_bias", "sinks")
 
 
-class Reach(NamedTuple):
+class _Reach(NamedTuple):
     """How far back a block sees: all tokens, the last ``window`` of them, or those of the same chunk."""
 
     window: int | None = None
@@ -55,7 +55,7 @@ class PackedBatch:
     rows: Sequence[PackedRow]
     visited: set[int] = field(default_factory=set)
     _new: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _masks: dict[tuple[int, Reach, int], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, _Reach, int], Tensor] = field(default_factory=dict)
 
     def put_new(self, block: int, key_1KND: Tensor, value_1KND: Tensor) -> None:
         """Note what a block wants stored for the new tokens of all rows."""
@@ -72,7 +72,7 @@ class PackedBatch:
         self.visited.add(block)
         return self._new.pop(block)
 
-    def mask_TL(self, index: int, reach: Reach, groups: int, device: torch.device) -> Tensor:
+    def mask_TL(self, index: int, reach: _Reach, groups: int, device: torch.device) -> Tensor:
         """Which of the tokens in reach each new token of a row attends to, bool, ``groups`` times over."""
         key = (index, reach, groups)
         if key not in self._masks:
@@ -173,7 +173,7 @@ class _RowView(NamedTuple):
 
     batch: PackedBatch
     row_index: int
-    reach: Reach
+    reach: _Reach
     query_HTD: Tensor
     key_KLD: Tensor
     value_KLD: Tensor
@@ -247,11 +247,11 @@ def _check_options(block: int, attention_mask: Tensor | None, options: dict[str,
         raise UnsupportedModel(f"block {block} asks its attention for {', '.join(unknown)}, which rows cannot have")
 
 
-def _reach(config: PreTrainedConfig, block: int, options: dict[str, Any]) -> Reach:
+def _reach(config: PreTrainedConfig, block: int, options: dict[str, Any]) -> _Reach:
     kinds = getattr(config, "layer_types", None)
     kind = kinds[block] if kinds else None
     if kind == "chunked_attention":
-        return Reach(chunk=config.attention_chunk_size)
+        return _Reach(chunk=config.attention_chunk_size)
     if "sliding_window" in options:
-        return Reach(window=options["sliding_window"])
-    return Reach(window=getattr(config, "sliding_window", None) if kind in (None, "sliding_attention") else None)
+        return _Reach(window=options["sliding_window"])
+    return _Reach(window=getattr(config, "sliding_window", None) if kind in (None, "sliding_attention") else None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from corolla.blocks.architecture import blocks_of, hidden_size, model_class, num_blocks, text_config
+from corolla.blocks.architecture import BUILDING, blocks_of, hidden_size, model_class, num_blocks, text_config
 from corolla.blocks.kv import GrowingKV, PackedRow
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
@@ -107,7 +107,8 @@ def build_tiny(config: PreTrainedConfig) -> PreTrainedModel:
     tiny = shrink_config(config)
     torch.manual_seed(_SEED)
     try:
-        model = model_class(tiny)(tiny)
+        with BUILDING:
+            model = model_class(tiny)(tiny)
     except _FOREIGN_ERRORS as error:
         raise UnsupportedModel(f"a small {config.model_type} cannot be built: {error}") from error
     with torch.no_grad():

@@ -20,7 +20,10 @@ __all__ = ["AbsentLayer", "SessionCache"]
 
 
 class _WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """A sliding window that keeps what slid out of it, so that a session can be rewound past the window's edge."""
+    """A sliding window that keeps what slid out of it, so that a session can be rewound past the window's edge.
+
+    It costs the memory of full attention, as does the packed path, which keeps all tokens too.
+    """
 
     keys: Any
     values: Any
@@ -114,6 +117,7 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
         super().__init__(config=config)
         self.span = span
         self.seen_tokens = 0
+        self._attentive: list[Any] = []  # those layers of the span that count tokens
         for index, layer in enumerate(self.layers):
             if type(layer) is DynamicSlidingWindowLayer:
                 self.layers[index] = _WindowLayer(sliding_window=layer.sliding_window)
@@ -174,10 +178,10 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
             twin.reorder_cache(rows_B)
         return twin
 
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+    def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
         """See :meth:`transformers.Cache.has_previous_state`; a span without recurrent blocks counts by itself."""
-        if self._has(LinearAttentionCacheLayerMixin):
-            return bool(super().has_previous_state(layer_idx, state_idx))
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers):
+            return bool(super().has_previous_state(*args, **kwargs))
         return self.seen_tokens > 0
 
     def _count_tokens(self, seen_tokens: int) -> None:
@@ -190,20 +194,13 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
         for index, layer in enumerate(self.layers):
             if index not in span and not isinstance(layer, AbsentLayer):
                 self.layers[index] = AbsentLayer(is_sliding=getattr(layer, "is_sliding", False))
+        self._attentive = [
+            layer for layer in self.layers if isinstance(layer, CacheLayerMixin) and not isinstance(layer, AbsentLayer)
+        ]
         for layer in self.layers:
             if isinstance(layer, AbsentLayer):
                 alike = [present for present in self._attentive if present.is_sliding == layer.is_sliding]
                 layer.present = next(iter(alike or self._attentive), None)
-
-    @property
-    def _attentive(self) -> list[Any]:
-        """The layers of this span that count tokens."""
-        return [
-            layer for layer in self.layers if isinstance(layer, CacheLayerMixin) and not isinstance(layer, AbsentLayer)
-        ]
-
-    def _has(self, kind: type) -> bool:
-        return any(isinstance(layer, kind) for layer in self.layers)
 
 
 def _size_bytes(value: object) -> int:

@@ -43,7 +43,7 @@ class _Tape:
     calls: list[BlockCall] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
-    def rewind(self, first: int, last: int | None) -> None:
+    def reset(self, first: int, last: int | None) -> None:
         self.first, self.last, self.calls, self.shapes = first, last, [], []
 
     def take(self) -> list[BlockCall]:
@@ -164,7 +164,7 @@ class Shell:
             cache: The family's cache, or ``None`` to run without one.
         """
         tape = self._tape
-        tape.rewind(part.start, part.stop - 1)
+        tape.reset(part.start, part.stop - 1)
         inputs: dict[str, Any] = {"inputs_embeds": hidden_BTD.detach(), "attention_mask": attention_mask_BT}
         if self.takes_positions:
             inputs["position_ids"] = position_ids_BT
@@ -211,7 +211,7 @@ def _learn_arity(decoder: PreTrainedModel, tape: _Tape, dtype: torch.dtype, devi
     probe_BTD = torch.zeros(3, 2, hidden_size(decoder.config), dtype=dtype, device=device)
     reason: Exception | str = ""
     for tape.arity in (0, 1, 2, 3):
-        tape.rewind(0, None)
+        tape.reset(0, None)
         try:
             with torch.no_grad():
                 output = decoder(inputs_embeds=probe_BTD, use_cache=False)

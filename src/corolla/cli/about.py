@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 
 from rich.table import Table
+from rich.text import Text
 
 import corolla
 from corolla.cli.config import OutputConfig
@@ -30,7 +31,8 @@ def config(settings: Settings) -> None:
         return
     table = Table("setting", "value", "from", box=None, header_style="bold")
     for key, value, origin in rows:
-        table.add_row(key, value, origin, style="dim" if origin == "default" else None)
+        style = "dim" if origin == "default" else ""
+        table.add_row(key, Text(value, overflow="fold"), Text(origin, overflow="fold"), style=style)
     output.result(table)
 
 

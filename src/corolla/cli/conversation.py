@@ -131,7 +131,7 @@ class Conversation:
     @property
     def chain(self) -> Chain | None:
         """The servers of the present session."""
-        return self._session.chain if self._session else None
+        return None if self._session is None else self._session.chain
 
     @property
     def system(self) -> str | None:

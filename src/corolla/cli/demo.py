@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from corolla.cli.config import DemoConfig, OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Given, Settings, load_settings, write_file
-from corolla.errors import PeerTimeout, UsageError
+from corolla.errors import PeerFailed, PeerTimeout, UsageError
 from corolla.hub import HubConfig, Repository, load_config, open_repository, stay_silent
 from corolla.terms import Span
 
@@ -71,6 +72,7 @@ async def _run(settings: Settings) -> None:
     shares = _split(_count_blocks(repository), config.servers)
     with _log_directory(config.keep_logs, output) as logs:
         write_file(logs / "settings.toml", settings, ("hub",))
+        output.note(f"starting {config.servers} servers of {config.model} on this machine; Ctrl-C ends them", "dim")
         with _start(config.model, shares, logs) as servers:
             entered: list[Conversation] = []
 
@@ -133,7 +135,10 @@ async def _bring_up(
     async def reach(server: "ServerProcess", stage: str) -> None:
         while stage not in server.stages:
             if server.process.poll() is not None:
-                server.wait_for(stage, within_s=1.0)  # raises, and tells what it said last
+                try:
+                    server.wait_for(stage, within_s=1.0)
+                except PeerFailed as error:
+                    raise PeerFailed(f"{server.log.stem} failed: {error.message}") from error
             await anyio.sleep(_LOOK_EVERY_S)
 
     async with anyio.create_task_group() as showing:
@@ -186,13 +191,8 @@ def _table(servers: Sequence["ServerProcess"]) -> Table:
     table = Table("server", "peer", "blocks", "state", box=None, header_style="dim")
     for server in servers:
         last = _last(server)
-        style = "green" if last.get("stage") == "online" else ""
-        table.add_row(
-            server.log.stem,
-            str(last.get("peer", ""))[:8],
-            _span(last),
-            f"[{style}]{_state(server)}" if style else _state(server),
-        )
+        state = Text(_state(server), "green" if last.get("stage") == "online" else "")
+        table.add_row(server.log.stem, str(last.get("peer", ""))[:8], _span(last), state)
     return table
 
 

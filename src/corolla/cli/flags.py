@@ -13,13 +13,11 @@ import typer
 from rich.markup import escape
 
 from corolla.cli.failures import report_failure
-from corolla.cli.settings import Given, Settings, field_of, hint_of, load_settings
-from corolla.terms import Span
+from corolla.cli.settings import Given, Settings, field_of, hint_of, load_settings, shown_type
 
 __all__ = ["Flag", "command"]
 
 _CONFIG_HELP = "a TOML file with settings; default: corolla.toml in the configuration directory of this account"
-_METAVARS: dict[object, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH", Span: "START:STOP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ def _metavar(flag: Flag, hint: object, unit: str | None) -> str | None:
         return None
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
-    return unit.upper() if unit else _METAVARS.get(hint, "TEXT")
+    return "TEXT" if get_origin(hint) is tuple else (unit or shown_type(flag.key)).upper()
 
 
 def _shown_default(default: object) -> str | bool:

@@ -59,7 +59,10 @@ def serve(settings: Settings) -> int:
     configure_logging(config.log_level, json=config.log_json)
     server_config = settings.get(ServerConfig)
     if parent.peers_from_stdin:
-        server_config = replace(server_config, peers=tuple(_read_line().split()))
+        line = _read_line()
+        if not line:
+            return INTERRUPTED  # the parent has ended meanwhile
+        server_config = replace(server_config, peers=tuple(line.split()))
     server = Server(
         server_config,
         engine=settings.get(EngineConfig),

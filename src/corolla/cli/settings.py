@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from platformdirs import user_config_path
@@ -32,8 +32,10 @@ __all__ = [
     "Settings",
     "field_of",
     "hint_of",
+    "kind_of",
     "load_settings",
     "parse_bytes",
+    "shown_type",
     "write_file",
 ]
 
@@ -50,6 +52,14 @@ SECTIONS = {
 }
 """The name of each section in the file, and the frozen dataclass that has its settings; imported when it is needed."""
 
+_TYPES: dict[object, str] = {
+    bool: "true or false",
+    int: "number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Span: "start:stop",
+}
 _PREFIX = "COROLLA_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i?)B|B)?")
 _POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -145,7 +155,7 @@ def load_settings(
     Raises:
         ConfigError: If a key is unknown, a value is not what its setting takes, or the file cannot be read.
     """
-    known = {f"{name}.{one.name}": one for name in sections for one in fields(_kind(name))}
+    known = {f"{name}.{one.name}": one for name in sections for one in fields(kind_of(name))}
     merged = {key: Setting(key, _default(one), "default", _is_secret(one)) for key, one in known.items()}
     variables = os.environ if environment is None else environment
     for given in [*_read_file(file, known), *_read_environment(variables, known), *flags]:
@@ -153,19 +163,34 @@ def load_settings(
     return Settings(merged.values(), file)
 
 
+def kind_of(section: str) -> "type[DataclassInstance]":
+    """Give the dataclass of a section; its room is imported for it."""
+    module, _, name = SECTIONS[section].partition(":")
+    kind: type[DataclassInstance] = getattr(importlib.import_module(module), name)
+    return kind
+
+
 def field_of(key: str) -> "Field[Any]":
     """Give the dataclass field of ``section.name``: its help, unit and default."""
     section, _, name = key.partition(".")
-    return next(one for one in fields(_kind(section)) if one.name == name)
+    return next(one for one in fields(kind_of(section)) if one.name == name)
 
 
 def hint_of(key: str) -> object:
     """Give the type of ``section.name``, without the ``None`` that many allow."""
     section, _, name = key.partition(".")
-    hint = get_type_hints(_kind(section))[name]
+    hint = get_type_hints(kind_of(section))[name]
     if get_origin(hint) in {UnionType, Union}:
         (hint,) = (one for one in get_args(hint) if one is not type(None))
     return hint
+
+
+def shown_type(key: str) -> str:
+    """Say in a word what ``section.name`` takes."""
+    hint = hint_of(key)
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    return "list of text" if get_origin(hint) is tuple else _TYPES[hint]
 
 
 def parse_bytes(text: str) -> int:
@@ -194,12 +219,6 @@ def write_file(path: Path, settings: Settings, sections: Collection[str]) -> Non
         own = [one for one in settings.all if _section(one.key) == section and one.origin != "default"]
         lines += [f"[{section}]", *(f"{one.key.partition('.')[2]} = {_write(one.value)}" for one in own)]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-
-
-def _kind(section: str) -> "type[DataclassInstance]":
-    module, _, name = SECTIONS[section].partition(":")
-    kind: type[DataclassInstance] = getattr(importlib.import_module(module), name)
-    return kind
 
 
 def _section(key: str) -> str:

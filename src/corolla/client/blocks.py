@@ -13,6 +13,7 @@ from corolla.client.requests import Batch, Pass, run_backward, run_forward
 from corolla.client.sync import Swarm
 from corolla.errors import UsageError
 from corolla.terms import Span
+from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
 __all__ = ["RemoteBlocks"]
 
@@ -111,6 +112,8 @@ class RemoteBlocks(nn.Module):
         if outside := [block for block in taps if block not in self.span]:
             raise UsageError(f"blocks {outside} are not among blocks {self.span}")
         rows, tokens = hidden_BTD.shape[:2]
+        if not hidden_BTD.numel():
+            raise UsageError(f"blocks were given nothing to run: a tensor of shape {list(hidden_BTD.shape)}")
         for name, extra in (("attention_mask", attention_mask), ("position_ids", position_ids)):
             if extra is not None and tuple(extra.shape) not in {(rows, tokens), (1, tokens)}:
                 raise UsageError(f"{name} has shape {list(extra.shape)}; the input has {rows} rows of {tokens} tokens")
@@ -136,7 +139,7 @@ class _RemoteFunction(torch.autograd.Function):
         target: Target,
         batch: Batch,
     ) -> tuple[torch.Tensor, ...]:
-        parts = _cut(batch, swarm.config.batch_tokens)
+        parts = _cut(batch, _limit_tokens(batch, swarm.config.batch_tokens))
         passes = swarm.call(_forward_all, swarm, target, parts)
         context.remote = (swarm, target, batch, parts, passes)  # type: ignore[attr-defined]
         output_BTD = torch.cat([one.hidden_BTD for one in passes])
@@ -154,6 +157,12 @@ class _RemoteFunction(torch.autograd.Function):
             grads.append(Pass(output_BTD, taps=dict(zip(batch.taps, tapped, strict=True))))
             start = stop
         return torch.cat(swarm.call(_backward_all, swarm, target, parts, passes, grads)), None, None, None
+
+
+def _limit_tokens(batch: Batch, batch_tokens: int) -> int:
+    """Say how many tokens fit into one request and its answer, whatever the codec."""
+    token_bytes = batch.hidden_BTD[0, 0].nbytes
+    return min(batch_tokens, MAX_PAYLOAD_BYTES // (token_bytes * (2 + len(batch.taps))))
 
 
 def _cut(batch: Batch, limit_tokens: int) -> list[Batch]:

@@ -1,15 +1,22 @@
 """A client's settings."""
 
+import re
 from dataclasses import dataclass, field
 
-from corolla.terms import DType
+from corolla.codec import PREFERENCES
+from corolla.errors import ConfigError
+from corolla.terms import PEER_ID_PATTERN, DType
 
 __all__ = ["ClientConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """How a client talks to servers."""
+    """How a client talks to servers.
+
+    Raises:
+        ConfigError: If a value is impossible; says which and what is possible.
+    """
 
     codec: str = field(
         default="half", metadata={"help": "how activations travel: raw, half, fp16, bf16 or int8; see docs/codecs.md"}
@@ -28,6 +35,20 @@ class ClientConfig:
     batch_tokens: int = field(
         default=4096, metadata={"help": "tokens of a training batch in one request", "unit": "tokens"}
     )
+    allow_peers: tuple[str, ...] = field(
+        default=(), metadata={"help": "peer ids of the servers to use, and no others; default: any"}
+    )
+    avoid_peers: tuple[str, ...] = field(default=(), metadata={"help": "peer ids of servers never to use"})
     chain_s: float = field(
         default=10.0, metadata={"help": "how long to wait for missing blocks before giving up", "unit": "seconds"}
     )
+
+    def __post_init__(self) -> None:
+        if self.codec not in PREFERENCES:
+            raise ConfigError(f"codec is {self.codec!r}; it must be one of {', '.join(PREFERENCES)}")
+        for name in ("max_tokens", "open_s", "step_s", "request_s", "attempts", "batch_tokens"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("allow_peers", "avoid_peers"):
+            if wrong := [peer for peer in getattr(self, name) if not re.fullmatch(PEER_ID_PATTERN, peer)]:
+                raise ConfigError(f"{name} has {wrong[0]!r}, which is not a peer id: 52 letters and digits, as in logs")

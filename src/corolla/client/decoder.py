@@ -69,17 +69,19 @@ def attach(decoder: nn.Module, num_blocks: int) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         wanted = _wanted_states(given.pop("output_hidden_states", None), decoder, num_blocks)
+        wants_dict = given.pop("return_dict", None)
         wishes = _take_wishes(given, "position_ids" in names, wanted, num_blocks)
         token = _WISHES.set(wishes)
         try:
-            outputs = inner(**given, output_hidden_states=bool(wanted))
+            outputs = inner(**given, use_cache=False, output_hidden_states=bool(wanted), return_dict=True)
         finally:
             _WISHES.reset(token)
         outputs["past_key_values"] = wishes.session
         if wanted and outputs.get("hidden_states") is not None:
             states = enumerate(outputs["hidden_states"])
             outputs["hidden_states"] = tuple(state if index in wanted else None for index, state in states)
-        return outputs
+        wants_dict = getattr(decoder.config, "return_dict", True) if wants_dict is None else wants_dict
+        return outputs if wants_dict else outputs.to_tuple()
 
     decoder.forward = forward
 
@@ -100,7 +102,7 @@ def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset
     session = given.pop("past_key_values", None)
     if session is not None and not isinstance(session, GenerationSession):
         raise UsageError(f"a {type(session).__name__} cannot hold what servers hold; use model.session()")
-    mask_BP = given.pop("attention_mask", None)
+    mask_BP = given.get("attention_mask")
     if mask_BP is not None and (not isinstance(mask_BP, torch.Tensor) or mask_BP.dim() != 2):
         raise UsageError("an attention mask must be [batch, tokens], 0 for padding; others cannot be sent to servers")
     if given.get("output_attentions"):
@@ -109,31 +111,22 @@ def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset
     fed: torch.Tensor | None = tokens_BT if tokens_BT is not None else embeddings_BTD
     if fed is None:
         raise UsageError("the model was called with neither input_ids nor inputs_embeds")
-    new = fed.shape[1]
-    past = session.position if session is not None else 0
-    positions_BT = _positions(mask_BP, past, new)
-    own_BT = given.get("position_ids")
-    if session is not None and own_BT is not None and not _are_alike(own_BT, positions_BT, mask_BP):
-        raise UsageError(
-            "a session counts positions by itself; position_ids that skip or repeat cannot be honoured in it"
-        )
-    if takes_positions and own_BT is None:
-        given["position_ids"] = positions_BT.to(fed.device)
-    given["use_cache"] = False
+    given.pop("use_cache", None)
+    position_ids_BT = given.get("position_ids")
+    if session is not None:
+        # The base model knows nothing of stored tokens: it is told where the new ones stand, and no mask over all.
+        given.pop("attention_mask", None)
+        positions_BT = session.next_positions(fed.shape[0], fed.shape[1], mask_BP)
+        if position_ids_BT is not None and not _agree(position_ids_BT.cpu(), positions_BT):
+            raise UsageError(
+                "a session counts positions by itself; position_ids that skip or repeat cannot be honoured in it"
+            )
+        if takes_positions:
+            given["position_ids"] = positions_BT.clamp(min=0).to(fed.device)
     taps = tuple(sorted(index - 1 for index in wanted if 1 <= index < num_blocks))
-    return _Wishes(mask_BP, own_BT, tokens_BT, session, taps)
+    return _Wishes(mask_BP, position_ids_BT, tokens_BT, session, taps)
 
 
-def _positions(mask_BP: torch.Tensor | None, past: int, new: int) -> torch.Tensor:
-    """Count the position of each new token, padding left out, as ``generate`` does."""
-    if mask_BP is None:
-        return torch.arange(past, past + new)[None]
-    return (mask_BP.long().cumsum(-1) - 1).clamp_(min=0)[:, -new:]
-
-
-def _are_alike(own_BT: torch.Tensor, positions_BT: torch.Tensor, mask_BP: torch.Tensor | None) -> bool:
-    """Say whether two kinds of positions agree wherever there is no padding."""
-    agree_BT = own_BT.cpu() == positions_BT.cpu()
-    if mask_BP is not None:
-        agree_BT = agree_BT | ~mask_BP[:, -positions_BT.shape[1] :].bool().cpu()
-    return bool(agree_BT.all())
+def _agree(position_ids_BT: torch.Tensor, positions_BT: torch.Tensor) -> bool:
+    """Say whether two kinds of positions agree wherever there is no padding, which has negative ones."""
+    return bool(((position_ids_BT == positions_BT) | (positions_BT < 0)).all())

@@ -6,7 +6,7 @@ Owns the client's endpoint and bans. Knows nothing of tensors.
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -36,7 +36,7 @@ class AsyncSwarm:
         peers: Addresses of one or more peers of the swarm, as ``tls://host:port`` or ``tls://host:port/<peer id>``.
         config: How to talk to servers.
         swarm_config: How to talk to the swarm.
-        transport: How bytes travel; ``None`` for TLS over TCP.
+        transport: Makes this peer's way of sending bytes; ``None`` for TLS over TCP.
 
     Raises:
         ConfigError: If an address cannot be read.
@@ -48,13 +48,13 @@ class AsyncSwarm:
         *,
         config: ClientConfig | None = None,
         swarm_config: SwarmConfig | None = None,
-        transport: Transport | None = None,
+        transport: Callable[[Identity], Transport] | None = None,
     ) -> None:
         self.config = config or ClientConfig()
         self._swarm_config = swarm_config or SwarmConfig()
         identity = Identity.generate()  # a client needs no name that lasts
-        transport = transport or TlsTransport(identity, self._swarm_config)
-        self._endpoint = Endpoint(identity, [transport], self._swarm_config)
+        make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
+        self._endpoint = Endpoint(identity, [make(identity)], self._swarm_config)
         directory, contacts = Directory(self._swarm_config), Contacts(peers)
         self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
@@ -114,8 +114,8 @@ class AsyncSwarm:
         failures: list[NoChain] = []
 
         def is_covered(snapshot: Snapshot) -> bool:
-            banned = self._bans.banned(time.monotonic())
-            for avoid in (frozenset(demand.avoid) | banned, demand.avoid):
+            never = self._ruled_out(snapshot).union(demand.avoid)
+            for avoid in (never | self._bans.banned(time.monotonic()), never):
                 try:
                     chains.append(find_chain(snapshot, replace(demand, avoid=avoid), self._rtts_s(snapshot)))
                 except NoChain as error:
@@ -138,6 +138,12 @@ class AsyncSwarm:
     def praise(self, peer: PeerId) -> None:
         """Forget a peer's failures, because it has just succeeded."""
         self._bans.forgive(peer)
+
+    def _ruled_out(self, snapshot: Snapshot) -> frozenset[PeerId]:
+        """List the servers that the user does not want."""
+        allow, avoid = self.config.allow_peers, self.config.avoid_peers
+        peers = (server.peer for server in snapshot.announcements)
+        return frozenset(peer for peer in peers if peer in avoid or (allow and peer not in allow))
 
     def _rtts_s(self, snapshot: Snapshot) -> dict[PeerId, float]:
         measured = ((server.peer, self._pings.rtt_s(server.peer)) for server in snapshot.announcements)

@@ -125,6 +125,24 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         differs = (tokens_BP[:, :shared].cpu() != self._tokens_BP[:, :shared]).any(0)
         self.position = int(differs.float().argmax()) if bool(differs.any()) else shared
 
+    def next_positions(self, rows: int, new: int, attention_mask_BP: torch.Tensor | None) -> torch.Tensor:
+        """Say where the next tokens of each row stand, padding not counted.
+
+        Args:
+            rows: How many rows will be fed.
+            new: How many positions of each.
+            attention_mask_BP: 0 for padding on the left, over stored and new positions.
+
+        Returns:
+            ``[B, T]``; negative where there is padding.
+
+        Raises:
+            UsageError: If the mask does not fit the session.
+        """
+        length = self._position + new
+        pads = self._pads if self._position else _left_pads(attention_mask_BP, rows, length)
+        return torch.arange(self._position, length)[None] - torch.tensor(pads)[:, None]
+
     def run(
         self,
         hidden_BTD: torch.Tensor,
@@ -154,13 +172,12 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         rows, new = hidden_BTD.shape[:2]
         session = self._opened(rows, attention_mask_BP, self._position + new)
         starts = [max(0, self._position - pad) for pad in self._pads]
-        counts = [max(0, self._position + new - pad) - start for pad, start in zip(self._pads, starts, strict=True)]
-        real_BT = torch.arange(new)[None] >= new - torch.tensor(counts)[:, None]
+        real_BT = self.next_positions(rows, new, attention_mask_BP) >= 0
         is_padded = not bool(real_BT.all())
         sent_BTD = hidden_BTD.detach().cpu()
         hidden_ND = sent_BTD[real_BT] if is_padded else sent_BTD.reshape(rows * new, -1)
         order = None if self._order is None else tuple(self._order)
-        step = StepTokens(hidden_ND, tuple(starts), tuple(counts), order)
+        step = StepTokens(hidden_ND, tuple(starts), tuple(real_BT.sum(1).tolist()), order)
         result = self._swarm.call(_step, session, step, tuple(taps))
         self._order = None
         self._position += new

@@ -15,6 +15,7 @@ from corolla.client.decoder import BlocksCall, attach
 from corolla.client.directory import Target
 from corolla.client.generation import GenerationSession
 from corolla.client.sync import Swarm
+from corolla.codec import check_preference
 from corolla.errors import UsageError
 from corolla.hub import HubConfig, Progress, open_repository, stay_silent
 from corolla.terms import ModelId, Span
@@ -44,8 +45,7 @@ class RemoteModel:
 
         Args:
             max_tokens: How many tokens each row is expected to reach; servers keep room for them. If ``None``, the
-            first
-                ``generate`` says.
+                first ``generate`` says.
 
         Returns:
             The session; close it, or use it as a context manager.
@@ -69,18 +69,20 @@ class RemoteModel:
             PeerError: If a server failed.
         """
         given = session if session is not None else kwargs.pop("past_key_values", None)
-        generate = super().generate  # type: ignore[misc]
-        if given is None:
-            if kwargs.get("use_cache") is False:
-                return generate(*args, **kwargs)
-            with self.session() as own:
-                return generate(*args, past_key_values=own, **kwargs)
-        if not isinstance(given, GenerationSession):
+        if given is not None and not isinstance(given, GenerationSession):
             raise UsageError(f"a {type(given).__name__} cannot hold what servers hold; use model.session()")
+        generate = super().generate  # type: ignore[misc]
+        if kwargs.pop("use_cache", True) is False:
+            if given is not None:
+                raise UsageError("a session was given together with use_cache=False; choose one")
+            return generate(*args, use_cache=False, **kwargs)
+        if given is None:
+            with self.session() as own:
+                return generate(*args, past_key_values=own, use_cache=True, **kwargs)
         tokens = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         if isinstance(tokens, torch.Tensor):
             given.align(tokens, kwargs.get("attention_mask"))
-        return generate(*args, past_key_values=given, **kwargs)
+        return generate(*args, past_key_values=given, use_cache=True, **kwargs)
 
     def close(self) -> None:
         """Leave the swarm, if the model entered it by itself."""
@@ -131,6 +133,7 @@ class _AutoModel:
 
         Raises:
             ModelError: If the model cannot be found, read or split.
+            CodecError: If there is no such codec.
             ConfigError: If an address cannot be read.
             BootstrapFailed: If none of the peers answers.
         """
@@ -139,6 +142,8 @@ class _AutoModel:
         keys = needed_edge_keys(config, repository.weight_map, cls._auto_class)
         directory = repository.fetch({repository.weight_map[key] for key in keys})
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
+        if codec is not None:
+            check_preference(codec)
         joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
         codec = codec or joined.config.codec
         count = num_blocks(config)

@@ -9,12 +9,12 @@ import torch
 from msgspec import structs
 
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
+from corolla.client.hop import read_tensors
 from corolla.client.retry import try_chains
-from corolla.client.session import limit
-from corolla.codec import decode, encode
+from corolla.codec import encode
 from corolla.errors import Error
 from corolla.terms import Chain, Hop, Span
-from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta, expect, split_payload
+from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta
 
 __all__ = ["Batch", "Pass", "run_backward", "run_forward"]
 
@@ -128,24 +128,27 @@ async def run_backward(
         Error: What the last server said, after ``config.attempts`` failures.
     """
     grad_BTD = grads.hidden_BTD
-    for span, input_BTD in reversed(inputs):
-        grad_BTD = await _back_through(swarm, target, batch, (span, input_BTD), Pass(grad_BTD, taps=grads.taps))
+    left = list(inputs)
+    while left:
+        span, input_BTD = left.pop()
+        part = Target(target.model, span, target.codec)
+        here = Batch(input_BTD, batch.attention_mask_BT, batch.position_ids_BT, batch.taps)
+        found = await _back_through(swarm, part, here, Pass(grad_BTD, taps=grads.taps))
+        if isinstance(found, Pass):  # its blocks are at several servers by now
+            left += found.inputs
+        else:
+            grad_BTD = found
     return grad_BTD
 
 
-async def _back_through(
-    swarm: AsyncSwarm, target: Target, batch: Batch, run: tuple[Span, torch.Tensor], grads: Pass
-) -> torch.Tensor:
-    """Go back through a run of blocks; if no single server has all of it any more, through its parts."""
-    span, input_BTD = run
-    part = Target(target.model, span, target.codec)
+async def _back_through(swarm: AsyncSwarm, target: Target, batch: Batch, grads: Pass) -> torch.Tensor | Pass:
+    """Go back through blocks that one server had; if none has all of them any more, run them again on those that do."""
 
-    async def attempt(chain: Chain) -> torch.Tensor:
+    async def attempt(chain: Chain) -> torch.Tensor | None:
         if len(chain.hops) > 1:
-            again = await run_forward(swarm, part, Batch(input_BTD, batch.attention_mask_BT, batch.position_ids_BT))
-            return await run_backward(swarm, part, batch, again.inputs, grads)
+            return None
         (hop,) = chain.hops
-        taps = tuple(block for block in grads.taps if block in span)
+        taps = tuple(block for block in batch.taps if block in hop.span)
         message = Backward(
             model=target.model,
             span=hop.span,
@@ -155,11 +158,14 @@ async def _back_through(
             position_ids=batch.positions,
             taps=taps,
         )
-        tensors = (input_BTD, grads.hidden_BTD, *(grads.taps[block] for block in taps))
+        tensors = (batch.hidden_BTD, grads.hidden_BTD, *(grads.taps[block] for block in taps))
         (grad_BTD,) = await _ask(swarm, hop, message, tensors)
         return grad_BTD
 
-    return await try_chains(ModelRouter(swarm, part), attempt, attempts=swarm.config.attempts)
+    grad_BTD = await try_chains(ModelRouter(swarm, target), attempt, attempts=swarm.config.attempts)
+    if grad_BTD is not None:
+        return grad_BTD
+    return await run_forward(swarm, target, Batch(batch.hidden_BTD, batch.attention_mask_BT, batch.position_ids_BT))
 
 
 _UNSENT = TensorMeta("raw", "float32", (1,), 0)  # stands where the encoded tensors' descriptions go
@@ -174,20 +180,17 @@ async def _ask(
     described = {"hidden": metas[0]} if isinstance(message, Forward) else {"tensors": metas}
     message = structs.replace(message, **described)
     buffers = [buffer for one in encoded for buffer in one.buffers]
-    limit_s = swarm.config.request_s
     answer: type[Output] | type[Gradients] = Output if isinstance(message, Forward) else Gradients
+    count = 1 + len(message.taps) if isinstance(message, Forward) else 1
     try:
         async with swarm.dial(hop) as channel:
-            with limit(hop, "a request", limit_s):
-                await channel.send(message, buffers, deadline_s=limit_s)
-                received = await channel.receive()
-            reply = expect(received.message, answer, peer=hop.peer)
+            received = await channel.request(message, buffers, expected=answer, deadline_s=swarm.config.request_s)
+        results = read_tensors(received, shape=tensors[0].shape, count=count, peer=hop.peer)
     except Error as error:
         error.peer = error.peer or hop.peer
         raise
     swarm.praise(hop.peer)
-    parts = split_payload(received.payload, [meta.nbytes for meta in reply.tensors])
-    return [decode(meta, part) for meta, part in zip(reply.tensors, parts, strict=True)]
+    return results
 
 
 def _bytes(integers: torch.Tensor) -> bytes:

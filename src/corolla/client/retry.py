@@ -38,17 +38,17 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
         What the first successful attempt returned.
 
     Raises:
-        Error: The last one, if another chain cannot help or all attempts are used up; its message lists what was
-        tried. NoChain: If no further chain can be found.
+        NoChain: If no further chain can be found.
+        Error: The last one, if another chain cannot help or all attempts are used up. Either message lists what was
+            tried before.
     """
     tried: list[str] = []
     while True:
         try:
             chain = await router.find_chain()
         except SwarmError as error:
-            if not tried:
-                raise
-            raise type(error)(f"{error.message}; tried before: " + "; ".join(tried)) from error
+            _add(error, "; tried before: ", tried)
+            raise
         try:
             return await attempt(chain)
         except Error as error:
@@ -56,8 +56,15 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
                 raise
             peer = PeerId(error.peer)
             router.blame(peer, error)
+            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, attempt=len(tried) + 1)
+            if len(tried) + 1 >= attempts:
+                _add(error, f"; gave up after {attempts} chains, before: ", tried)
+                raise
             tried.append(f"{peer[:8]}: {error.message}")
-            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, attempt=len(tried))
-            if len(tried) >= attempts:
-                message = f"gave up after {len(tried)} chains; " + "; ".join(tried)
-                raise type(error)(message, peer=peer) from error
+
+
+def _add(error: Error, words: str, tried: list[str]) -> None:
+    """Say in an error what was tried before it."""
+    if tried:
+        error.message += words + "; ".join(tried)
+        error.args = (error.message,)

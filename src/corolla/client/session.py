@@ -2,10 +2,9 @@
 
 # N packed tokens, D model width
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,29 +12,15 @@ import anyio
 import torch
 
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
+from corolla.client.hop import HopSession
 from corolla.client.retry import try_chains
-from corolla.codec import check_preference, decode, encode
-from corolla.errors import Error, PeerTimeout, SessionClosed
-from corolla.swarm import Channel
-from corolla.telemetry import event, logger
+from corolla.codec import check_preference
+from corolla.errors import Error, SessionClosed
 from corolla.terms import Chain, Hop, PeerId
-from corolla.wire import (
-    Closed,
-    CloseSession,
-    OpenSession,
-    Output,
-    SessionOpened,
-    SessionState,
-    Step,
-    Timing,
-    expect,
-    split_payload,
-)
+from corolla.wire import OpenSession
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
-__all__ = ["HopTiming", "Session", "StepResult", "StepTokens", "limit"]
-
-_LOG = logger(__name__)
+__all__ = ["HopTiming", "Session", "StepResult", "StepTokens"]
 
 
 class HopTiming(NamedTuple):
@@ -95,56 +80,6 @@ class StepTokens:
             yield StepTokens(self.hidden_ND[first:last], tuple(starts), tuple(counts), order)
 
 
-class _HopSession:
-    """A session's end at one hop."""
-
-    def __init__(self, hop: Hop, channel: Channel, codec: str, limit_s: float) -> None:
-        self.hop = hop
-        self._channel = channel
-        self._codec = codec
-        self._limit_s = limit_s
-        self._state = SessionState()
-
-    async def open(self, opening: OpenSession, limit_s: float) -> None:
-        self._state.sent(opening)
-        with limit(self.hop, "opening a session", limit_s):
-            await self._channel.send(opening, deadline_s=limit_s)
-            received = await self._channel.receive()
-        self._state.received(received.message)
-        expect(received.message, SessionOpened, peer=self.hop.peer)
-
-    async def step(self, tokens: StepTokens, taps: tuple[int, ...]) -> tuple[list[torch.Tensor], Timing]:
-        encoded = encode(tokens.hidden_ND, self._codec)
-        step = Step(starts=tokens.starts, counts=tokens.counts, order=tokens.order, taps=taps, hidden=encoded.meta)
-        self._state.sent(step)
-        with limit(self.hop, "a step", self._limit_s):
-            await self._channel.send(step, encoded.buffers, deadline_s=self._limit_s)
-            received = await self._channel.receive()
-        self._state.received(received.message)
-        output = expect(received.message, Output, peer=self.hop.peer)
-        parts = split_payload(received.payload, [meta.nbytes for meta in output.tensors])
-        tensors = [decode(meta, part) for meta, part in zip(output.tensors, parts, strict=True)]
-        return tensors, output.timing
-
-    @property
-    def is_open(self) -> bool:
-        return self._state.state == "open"
-
-    async def close(self) -> None:
-        """End the session in peace, so that the channel can be used again; or else end the channel."""
-        try:
-            closing = CloseSession()
-            self._state.sent(closing)
-            with limit(self.hop, "closing a session", 2.0):
-                await self._channel.send(closing)
-                received = await self._channel.receive()
-            self._state.received(received.message)
-            expect(received.message, Closed, peer=self.hop.peer)
-        except Error as error:
-            event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8], code=error.code)
-            await self._channel.aclose()
-
-
 class Session:
     """A generation: rows of tokens whose keys and values the chain's servers hold.
 
@@ -157,17 +92,20 @@ class Session:
     Attributes:
         chain: The servers in use; ``None`` before :meth:`open`.
         timings: For each hop, where its share of the last step went.
+
+    Raises:
+        CodecError: If there is no codec of the target's name.
     """
 
     def __init__(self, swarm: AsyncSwarm, target: Target, *, rows: int, max_tokens: int) -> None:
+        check_preference(target.codec)
         self._swarm = swarm
         self._target = target
-        check_preference(target.codec)
         self._rows = rows
         self._max_tokens = max_tokens
-        self._hops: list[_HopSession] = []
+        self._hops: list[HopSession] = []
         self._stack = AsyncExitStack()
-        self._failure: Error | None = None
+        self._ended: Error | None = None
         self.chain: Chain | None = None
         self.timings: tuple[HopTiming, ...] = ()
 
@@ -184,22 +122,27 @@ class Session:
     async def step(self, tokens: StepTokens, *, taps: Sequence[int] = ()) -> StepResult:
         """Run new tokens through all blocks. One step at a time.
 
+        A step that a server refuses may be sent again, once its cause is gone: hops that have taken it by then rewind.
+
         Args:
             tokens: The tokens, as the first block's input.
             taps: Absolute indices of blocks whose outputs are wanted as well.
 
         Raises:
-            SessionClosed: If the session is not open, or has failed before.
+            SessionClosed: If the session is not open, or has ended before.
             PeerError: If a hop failed; the session is over.
-            Error: What a hop answered; if it refused the step, the session is as it was.
+            Error: What a hop answered; if it refused the step, the session goes on.
         """
-        if self.chain is None or self._failure is not None:
-            raise SessionClosed(f"the session is not open{f': {self._failure}' if self._failure else ''}")
+        if self.chain is None or self._ended is not None:
+            raise self._closed()
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
+        self.timings = ()
         try:
             results = [await self._walk(piece, taps) for piece in tokens.pieces(limit_tokens)]
         except Error as error:
-            if not all(hop.is_open for hop in self._hops):
+            if self._ended is not None:  # closed meanwhile, which is why the step failed
+                raise self._closed() from error
+            if self._is_fatal(error, tokens):
                 await self._fail(error)
             raise
         except BaseException:
@@ -212,23 +155,22 @@ class Session:
 
     async def close(self) -> None:
         """End the session on every hop; the servers free its pages. Doing it twice does no harm."""
-        self._failure = self._failure or SessionClosed("it was closed")
+        self._ended = self._ended or SessionClosed("it was closed")
+        stack, self._stack = self._stack, AsyncExitStack()
         hops, self._hops = self._hops, []
-        async with anyio.create_task_group() as tasks:
-            for hop in hops:
-                tasks.start_soon(hop.close)
-        await self._stack.aclose()
+        async with stack:
+            await _close_all(hops)
 
     async def _open_on(self, chain: Chain) -> None:
         config = self._swarm.config
+        hops: dict[int, HopSession] = {}
+        failures: list[Error] = []
         async with AsyncExitStack() as stack:
-            hops: dict[int, _HopSession] = {}
-            failures: list[Error] = []
 
             async def open_hop(index: int, hop: Hop) -> None:
                 try:
                     channel = await stack.enter_async_context(self._swarm.dial(hop))
-                    session = _HopSession(hop, channel, self._target.codec, config.step_s)
+                    hops[index] = HopSession(hop, channel, codec=self._target.codec, step_s=config.step_s)
                     opening = OpenSession(
                         model=self._target.model,
                         span=hop.span,
@@ -236,63 +178,65 @@ class Session:
                         max_tokens=self._max_tokens,
                         codec=self._target.codec,
                     )
-                    await session.open(opening, config.open_s)
+                    await hops[index].open(opening, config.open_s)
                 except Error as error:
                     error.peer = error.peer or hop.peer
                     failures.append(error)
+                    tasks.cancel_scope.cancel()
                 else:
-                    hops[index] = session
                     self._swarm.praise(hop.peer)
 
             async with anyio.create_task_group() as tasks:
                 for index, hop in enumerate(chain.hops):
                     tasks.start_soon(open_hop, index, hop)
-            if failures:
-                for session in hops.values():
-                    await session.close()
-                raise failures[0]
-            self._stack = stack.pop_all()
-            self._hops = [hops[index] for index in range(len(chain.hops))]
-            self.chain = chain
+            if not failures:
+                self._stack = stack.pop_all()
+                self._hops = [hops[index] for index in range(len(chain.hops))]
+                self.chain = chain
+                return
+            await _close_all(list(hops.values()))
+        raise failures[0]
 
     async def _walk(self, tokens: StepTokens, taps: Sequence[int]) -> StepResult:
         """Take tokens through all hops, one after another."""
-        timings: list[HopTiming] = []
+        hidden_ND = tokens.hidden_ND
         tapped: dict[int, torch.Tensor] = {}
+        timings: list[HopTiming] = []
         for session in self._hops:
             hop = session.hop
-            started_at_s = time.perf_counter()
             wanted = tuple(block for block in taps if block in hop.span)
-            try:
-                (hidden_ND, *extra), timing = await session.step(tokens, wanted)
-            except Error as error:
-                error.peer = error.peer or hop.peer
-                raise
-            timings.append(HopTiming(hop, time.perf_counter() - started_at_s, timing.queue_s, timing.compute_s))
+            began_s = time.perf_counter()
+            (hidden_ND, *extra), timing = await session.step(
+                hidden_ND, tokens.starts, tokens.counts, tokens.order, wanted
+            )
+            timings.append(HopTiming(hop, time.perf_counter() - began_s, timing.queue_s, timing.compute_s))
+            self.timings = tuple(timings)
             tapped.update(zip(wanted, extra, strict=True))
-            tokens = StepTokens(hidden_ND, tokens.starts, tokens.counts, tokens.order)
-        self.timings = tuple(timings)
-        return StepResult(tokens.hidden_ND, tapped)
+        return StepResult(hidden_ND, tapped)
+
+    def _is_fatal(self, error: Error, tokens: StepTokens) -> bool:
+        """Say whether the session is over: a hop is lost or not to be trusted, or what the hops hold cannot be told.
+
+        Rewinding undoes a step that some hops have taken and others refused; it does not undo a reordering.
+        """
+        is_torn = tokens.order is not None and bool(self.timings)
+        is_lost = error.ban_s > 0 or isinstance(error, SessionClosed) or not all(hop.is_open for hop in self._hops)
+        return is_torn or is_lost
 
     async def _fail(self, error: Error) -> None:
-        """End a session that cannot go on, because hops may now hold different tokens."""
-        self._failure = error
+        """End a session that cannot go on."""
+        self._ended = error
         if error.peer is not None:
             self._swarm.blame(PeerId(error.peer), error)
         with anyio.CancelScope(shield=True):
             await self.close()
 
+    def _closed(self) -> SessionClosed:
+        why = "it was never opened" if self._ended is None else self._ended.message
+        return SessionClosed(f"the session is over: {why}; open another one")
 
-@contextmanager
-def limit(hop: Hop, what: str, limit_s: float) -> Iterator[None]:
-    """Give a hop so many seconds.
 
-    Raises:
-        PeerTimeout: If it takes longer.
-    """
-    try:
-        with anyio.fail_after(limit_s):
-            yield
-    except TimeoutError as error:
-        message = f"peer {hop.peer[:8]} (blocks {hop.span}) did not answer {what} within {limit_s:.0f} s"
-        raise PeerTimeout(message, peer=hop.peer) from error
+async def _close_all(hops: Sequence[HopSession]) -> None:
+    async with anyio.create_task_group() as tasks:
+        for hop in hops:
+            tasks.start_soon(hop.close)

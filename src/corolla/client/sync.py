@@ -5,6 +5,7 @@ Everything asynchronous runs there; nothing here decides anything.
 
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,7 +15,7 @@ from anyio.from_thread import BlockingPortal
 from corolla.client.config import ClientConfig
 from corolla.client.directory import AsyncSwarm
 from corolla.errors import SessionClosed, ungrouped
-from corolla.swarm import SwarmConfig
+from corolla.swarm import Identity, SwarmConfig
 from corolla.swarm.transport import Transport
 from corolla.terms import Snapshot
 
@@ -32,7 +33,7 @@ class Swarm:
         peers: An address of a peer of the swarm, or several: ``tls://host:port``, with or without ``/<peer id>``.
         config: How to talk to servers.
         swarm_config: How to talk to the swarm.
-        transport: How bytes travel; ``None`` for TLS over TCP.
+        transport: Makes this peer's way of sending bytes; ``None`` for TLS over TCP.
 
     Raises:
         ConfigError: If an address cannot be read.
@@ -45,7 +46,7 @@ class Swarm:
         *,
         config: ClientConfig | None = None,
         swarm_config: SwarmConfig | None = None,
-        transport: Transport | None = None,
+        transport: Callable[[Identity], Transport] | None = None,
     ) -> None:
         self.core = AsyncSwarm(
             [peers] if isinstance(peers, str) else list(peers),
@@ -54,6 +55,7 @@ class Swarm:
             transport=transport,
         )
         self._portal: BlockingPortal | None = None
+        self._reason = "it was closed"
         failures: list[BaseException] = []
         started = threading.Event()
         # A daemon, so that a script which forgets to close its swarm can still end.
@@ -92,23 +94,41 @@ class Swarm:
     def call(self, function: Callable[..., Awaitable[_T]], *args: object) -> _T:
         """Run an async function on the client's event loop and wait for its result.
 
+        Whoever is interrupted while waiting, by Ctrl-C say, cancels the function.
+
         Args:
             function: What to run.
             *args: Its arguments.
 
         Raises:
-            SessionClosed: If the swarm was closed.
+            SessionClosed: If the swarm was closed, before or meanwhile.
         """
-        if self._portal is None:
-            raise SessionClosed("the swarm was closed; make another Swarm")
-        return self._portal.call(function, *args)
+        portal = self._portal
+        if portal is None:
+            raise self._closed()
+        try:
+            future = portal.start_task_soon(function, *args)
+        except RuntimeError as error:
+            if self._portal is None:
+                raise self._closed() from error
+            raise
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise self._closed() from error
+        except BaseException:
+            future.cancel()
+            raise
 
     def close(self) -> None:
-        """Leave the swarm. Doing it twice does no harm."""
+        """Leave the swarm; calls that are under way in other threads are cancelled. Doing it twice does no harm."""
         portal, self._portal = self._portal, None
         if portal is not None:
-            portal.call(portal.stop)
-            self._thread.join()
+            portal.call(portal.stop, True)
+        self._thread.join()
+
+    def _closed(self) -> SessionClosed:
+        return SessionClosed(f"the swarm cannot be used any more: {self._reason}; make another Swarm")
 
     def _run(self, started: threading.Event, failures: list[BaseException]) -> None:
         async def serve() -> None:
@@ -120,7 +140,8 @@ class Swarm:
         try:
             with ungrouped():
                 anyio.run(serve)
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for the start
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits for the start, or told later
+            self._reason = f"it failed: {error!r}"
             failures.append(error)
         finally:
             self._portal = None

@@ -117,8 +117,7 @@ def block_seconds(server: Announcement, config: RoutingConfig) -> float:
     """Predict how long a server takes for one token in one block, from what it measured and how many share it."""
     if server.speed is None:
         return config.unknown_block_s
-    claimed = server.speed.decode_tokens_per_s
-    tokens_per_s = claimed if claimed > _SLOWEST_TOKENS_PER_S else _SLOWEST_TOKENS_PER_S  # so too if it is no number
+    tokens_per_s = max(server.speed.decode_tokens_per_s, _SLOWEST_TOKENS_PER_S)
     return (1 + server.sessions / 4) / (tokens_per_s * len(server.span))
 
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from corolla.blocks import BlockSpan, check_family, load_config, load_span, needed_keys, num_blocks, weight_bytes
+from corolla.blocks import (
+    BlockSpan,
+    FamilyReport,
+    check_family,
+    load_config,
+    load_span,
+    needed_keys,
+    num_blocks,
+    weight_bytes,
+)
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
 from corolla.hub import HubConfig, Progress, Repository, open_repository
 from corolla.server.config import ServerConfig
@@ -37,7 +46,7 @@ class Model:
         config: Its architecture.
         num_blocks: How many blocks it has.
         span_blocks: How many of them this server will hold.
-        is_packable: Whether rows of many sessions can be computed together.
+        family: What the self-test of its architecture found.
         dtype: The precision to compute in.
         device: Where to compute.
     """
@@ -46,7 +55,7 @@ class Model:
     config: "PreTrainedConfig"
     num_blocks: int
     span_blocks: int
-    is_packable: bool
+    family: FamilyReport
     dtype: DType
     device: str
 
@@ -89,7 +98,7 @@ def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
             f"{max(wanted, 1)} blocks of {config.model} in {dtype} need {max(wanted, 1) * largest / 2**30:.1f} GiB, "
             f"{free_bytes / 2**30:.1f} GiB are free; serve fewer blocks with --num-blocks, or free some memory"
         )
-    return Model(repository, architecture, total, wanted, family.is_packable, dtype, device)
+    return Model(repository, architecture, total, wanted, family, dtype, device)
 
 
 def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
@@ -107,12 +116,11 @@ def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
     weight_map = model.repository.weight_map
     directory = model.repository.fetch({weight_map[key] for key in needed_keys(model.config, span, weight_map)})
     label = f"loading blocks {span}"
-    blocks = load_span(
+    return load_span(
         directory,
         span,
         dtype=getattr(torch, model.dtype),
         device=model.device,
+        report=model.family,
         progress=lambda done, total: report(label, done, total, "tensors"),
     )
-    blocks.is_packable = model.is_packable
-    return blocks

@@ -1,0 +1,144 @@
+"""``corolla info``: what a model is, whether it can be served, and who serves it."""
+
+from collections.abc import Sequence
+from typing import TypedDict, get_args
+
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from corolla.cli.config import ChatConfig, OutputConfig
+from corolla.cli.console import Output, without_controls
+from corolla.cli.flags import Flag, command
+from corolla.cli.progress import show_progress
+from corolla.cli.settings import Settings
+from corolla.errors import UsageError
+from corolla.hub import HubConfig, Progress, load_config, open_repository
+from corolla.swarm import SwarmConfig
+from corolla.terms import Announcement, DType, ModelId, Snapshot, Span
+
+__all__ = ["info"]
+
+_MARKS = " ▁▂▃▄▅▆▇█"  # how many servers have a block: none, one, ... eight or more
+_NAMES = 16
+
+
+class _Model(TypedDict):
+    """What is known of a model from its files."""
+
+    name: str
+    model_id: ModelId
+    family: str
+    is_supported: bool
+    is_packable: bool
+    can_rewind: bool
+    reason: str
+    blocks: int
+    hidden_size: int
+    context_tokens: int | None
+    block_bytes: dict[str, int]
+    files: list[str]
+
+
+@command(
+    sections=("chat", "client", "swarm", "hub"),
+    flags=(Flag("chat.model", "MODEL"), Flag("chat.peers", "--peer"), Flag("output.json"), Flag("output.quiet")),
+)
+def info(settings: Settings) -> None:
+    """Show what a model is, and who serves it.
+
+    Who serves it is seen from a --peer of the swarm; without MODEL, it is the only model that the swarm has.
+    """
+    output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
+    snapshot = _look_at_swarm(settings, config.peers) if config.peers else None
+    name = config.model
+    if name is None and snapshot is not None:
+        from corolla.cli.conversation import only_model
+
+        name = only_model(snapshot)
+    if name is None:
+        raise UsageError("name a model, or a peer of a swarm that serves one: corolla info MODEL, or --peer ADDRESS")
+    with show_progress(output) as report:
+        model = _describe(name, settings.get(HubConfig), report)
+    servers = [one for one in snapshot.announcements if one.model == model["model_id"]] if snapshot else None
+    if output.is_json:
+        output.json({**model, "servers": servers})
+        return
+    _show_model(model, output)
+    if servers is not None:
+        _show_servers(servers, model["blocks"], output)
+
+
+def _look_at_swarm(settings: Settings, peers: Sequence[str]) -> Snapshot:
+    from corolla.client import ClientConfig, Swarm
+
+    with Swarm(peers, config=settings.get(ClientConfig), swarm_config=settings.get(SwarmConfig)) as swarm:
+        return swarm.snapshot()
+
+
+def _describe(name: str, hub: HubConfig, report: Progress) -> _Model:
+    """Read a model's small files and test its family."""
+    import torch
+
+    from corolla.blocks import check_family, context_tokens, hidden_size, num_blocks, weight_bytes
+
+    repository = open_repository(name, config=hub, report=report)
+    config = load_config(repository)
+    family = check_family(config)
+    blocks = num_blocks(config)
+    middle = Span(blocks // 2, blocks // 2 + 1)  # the first and the last are special in some families
+    return _Model(
+        name=repository.name,
+        model_id=repository.model_id,
+        family=config.model_type,
+        is_supported=family.is_supported,
+        is_packable=family.is_packable,
+        can_rewind=family.can_rewind,
+        reason=family.reason,
+        blocks=blocks,
+        hidden_size=hidden_size(config),
+        context_tokens=context_tokens(config),
+        block_bytes={dtype: weight_bytes(config, middle, getattr(torch, dtype)) for dtype in get_args(DType)},
+        files=sorted(set(repository.weight_map.values())),
+    )
+
+
+def _show_model(model: _Model, output: Output) -> None:
+    support = "yes" if model["is_supported"] else f"no: {model['reason']}"
+    if model["is_supported"] and not model["is_packable"]:
+        support += f", each session by itself ({model['reason']})"
+    files = model["files"]
+    rows = {
+        "model": model["name"],
+        "id": model["model_id"],
+        "family": model["family"],
+        "can be served": support,
+        "blocks": str(model["blocks"]),
+        "width": str(model["hidden_size"]),
+        "context": f"{model['context_tokens']} tokens" if model["context_tokens"] else "no limit stated",
+        "a block": ", ".join(f"{decimal(size)} in {dtype}" for dtype, size in model["block_bytes"].items()),
+        "weight files": files[0] + (f" ... {files[-1]} ({len(files)})" if len(files) > 1 else ""),
+    }
+    table = Table(box=None, show_header=False)
+    for name, value in rows.items():
+        table.add_row(Text(name, "bold"), Text(without_controls(value), overflow="fold"))
+    output.result(table)
+
+
+def _show_servers(servers: Sequence[Announcement], blocks: int, output: Output) -> None:
+    table = Table(
+        "peer", "name", "blocks", "state", "dtype", "tokens/s", "free tokens", "sessions", "version",
+        box=None, header_style="bold",
+    )  # fmt: skip
+    for server in sorted(servers, key=lambda one: (one.span, one.peer)):
+        speed = f"{server.speed.decode_tokens_per_s:.0f}" if server.speed else ""
+        cells = [server.name[:_NAMES], str(server.span), server.state, server.dtype, speed]
+        cells += [str(server.free_tokens), str(server.sessions), server.version[:_NAMES]]
+        table.add_row(server.peer[:8], *(Text(without_controls(cell)) for cell in cells))
+    output.result("")
+    output.result(table if servers else "no server of this swarm has this model")
+    counts = [sum(block in server.span for server in servers if server.state == "online") for block in range(blocks)]
+    missing = sum(count == 0 for count in counts)
+    bar = "".join(_MARKS[min(count, len(_MARKS) - 1)] for count in counts)
+    summary = f"{missing} of {blocks} blocks have no server" if missing else f"every block has {min(counts)} or more"
+    output.result(f"\n|{bar}| {summary}")
