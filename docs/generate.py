@@ -51,9 +51,9 @@ def config_page() -> str:
         "",
         "A setting is given by a flag; or else by a variable of the environment, `COROLLA_SERVER_PORT` for `port` in",
         "`[server]`; or else by a TOML file, `corolla.toml` in the configuration directory of your account or the one",
-        "that `--config` names; or else it has its default. `corolla config` shows what is in force, and why. A key that",
-        "is not on this page is an error. Numbers of bytes may be written as `2GiB` or `500MB`; in the environment,",
-        "commas separate the parts of a list.",
+        "that `--config` names; or else it has its default. `corolla config` shows what is in force, and why. A key",
+        "that is not on this page is an error. Numbers of bytes may be written as `2GiB` or `500MB`; in the",
+        "environment, commas separate the parts of a list.",
         "",
         "```toml",
         "[server]",
@@ -65,7 +65,7 @@ def config_page() -> str:
         "```",
     ]
     for section in SECTIONS:
-        about = (kind_of(section).__doc__ or "").partition("\n")[0]
+        about = (kind_of(section).__doc__ or "").partition("\n")[0].replace("``", "`")
         lines += ["", f"## [{section}]", "", about, "", "| setting | type | default | meaning |", "|---|---|---|---|"]
         lines += [config_row(f"{section}.{field.name}") for field in fields(kind_of(section))]
     return "\n".join([*lines, ""])
@@ -80,8 +80,10 @@ def config_row(key: str) -> str:
         default = "of this machine"
     elif field.default is MISSING:
         default = "must be given"
+    elif field.default in (None, "", ()):
+        default = ""
     else:
-        default = "" if field.default in (None, "", ()) else f"`{str(field.default)}`"
+        default = f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
     help_text = field.metadata["help"].replace("|", "\\|")
     return f"| `{field.name}` | {kind} | {default} | {help_text} |"
 

@@ -7,7 +7,6 @@ Owns the client's side of a chat: the swarm, the model, one session over all tur
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -15,9 +14,10 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from corolla.blocks import context_tokens
+from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
-from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, HopTiming, Swarm
+from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm
 from corolla.errors import ContextTooLong, Error, NoChain, UsageError
 from corolla.hub import HubConfig, Progress, load_tokenizer, open_repository
 from corolla.swarm import SwarmConfig
@@ -26,39 +26,7 @@ from corolla.terms import Chain, Snapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answer", "Conversation", "Cost", "only_model"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What an answer took.
-
-    Args:
-        tokens: How many were generated.
-        ttft_s: From the question to the first of them.
-        tokens_per_s: From the first to the last; ``None`` if there was only one.
-        chain: The servers that computed it.
-        timings: For each of them, where its share of the last step went.
-    """
-
-    tokens: int
-    ttft_s: float
-    tokens_per_s: float | None
-    chain: Chain | None
-    timings: tuple[HopTiming, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said.
-
-    Args:
-        text: Without special tokens; it may hold anything, control characters too.
-        cost: What it took.
-    """
-
-    text: str
-    cost: Cost
+__all__ = ["Conversation", "only_model"]
 
 
 def only_model(snapshot: Snapshot) -> str:
@@ -146,6 +114,11 @@ class Conversation:
         """
         system = system or self._config.system
         self._messages = [{"role": "system", "content": system}] if system else []
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the answer under way was told to end."""
+        return self._is_stopped
 
     def stop(self) -> None:
         """End the answer under way after its next token. Any thread may ask for it."""
@@ -269,7 +242,7 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]  # transformers has no type
         self._conversation = conversation
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._conversation._is_stopped)
+        return torch.full((len(input_ids),), self._conversation.is_stopped)
 
 
 def _sampling(config: ChatConfig) -> dict[str, object]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from corolla.cli.conversation import Conversation
     from corolla.testing.processes import ServerProcess
 
-__all__ = ["demo"]
+__all__ = ["demo", "split"]
 
 _LOOK_EVERY_S = 0.1
 _STATES = {
@@ -69,7 +69,7 @@ async def _run(settings: Settings) -> None:
     with show_progress(output) as report:
         opening = partial(open_repository, config.model, config=settings.get(HubConfig), report=report)
         repository = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
-    shares = _split(_count_blocks(repository), config.servers)
+    shares = split(_count_blocks(repository), config.servers)
     with _log_directory(config.keep_logs, output) as logs:
         write_file(logs / "settings.toml", settings, ("hub",))
         output.note(f"starting {config.servers} servers of {config.model} on this machine; Ctrl-C ends them", "dim")
@@ -93,7 +93,7 @@ async def _chat(conversation: "Conversation", question: str, output: Output) -> 
         await ask_interruptibly(conversation, question, output)
         await talk(conversation, output)
     else:
-        show_answer(conversation, question, output)
+        await anyio.to_thread.run_sync(show_answer, conversation, question, output, abandon_on_cancel=True)
 
 
 def _enter(settings: Settings, model: str, address: str) -> "Conversation":
@@ -101,7 +101,7 @@ def _enter(settings: Settings, model: str, address: str) -> "Conversation":
     from corolla.cli.chat import SECTIONS
     from corolla.cli.conversation import Conversation
 
-    values = {"chat.model": model, "chat.peers": address, "chat.threads": _threads(1)}
+    values = {"chat.model": model, "chat.peers": address, "chat.threads": _threads(settings.get(DemoConfig).servers)}
     given = [Given(key, value, "demo", is_text=True) for key, value in values.items()]
     return Conversation(load_settings(SECTIONS, flags=given, file=settings.file), stay_silent)
 
@@ -221,8 +221,12 @@ def _count_blocks(repository: Repository) -> int:
     return int(count)
 
 
-def _split(blocks: int, servers: int) -> list[Span]:
-    """Share blocks evenly.
+def split(blocks: int, servers: int) -> list[Span]:
+    """Share a model evenly.
+
+    Args:
+        blocks: How many blocks it has.
+        servers: How many servers share it.
 
     Raises:
         UsageError: If some server would get none.

@@ -2,6 +2,7 @@
 
 import sys
 
+from corolla.cli.answers import describe_cost
 from corolla.cli.chat import MODEL_FLAGS, SECTIONS
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output
@@ -21,7 +22,6 @@ def generate(settings: Settings) -> None:
     to standard error.
     """
     from corolla.cli.conversation import Conversation
-    from corolla.cli.talk import describe_cost
 
     config = settings.get(OutputConfig)
     configure_logging(config.log_level)

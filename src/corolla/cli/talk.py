@@ -2,22 +2,19 @@
 
 import signal
 import sys
-from functools import partial
 
 import anyio
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from corolla.cli.answers import Answer, describe_chain, describe_cost
 from corolla.cli.console import Output, without_controls
-from corolla.cli.conversation import Answer, Conversation, Cost
+from corolla.cli.conversation import Conversation
 from corolla.cli.signals import catch_signals
 from corolla.errors import Error, UsageError
-from corolla.terms import Chain
 
 __all__ = [
     "ask_interruptibly",
-    "describe_chain",
-    "describe_cost",
     "has_terminal",
     "read_question",
     "show_answer",
@@ -36,23 +33,6 @@ _COMMANDS = {
 def has_terminal() -> bool:
     """Say whether a person sits at both ends."""
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def describe_chain(chain: Chain | None) -> str:
-    """Write a chain as ``a1b2c3d4 0:10 -> e5f6g7h2 10:20``."""
-    return " -> ".join(f"{hop.peer[:8]} {hop.span}" for hop in chain.hops) if chain else "no chain yet"
-
-
-def describe_cost(cost: Cost) -> str:
-    """Write what an answer took on two lines: the chain and the speed, then where its last step's time went."""
-    speed = f", {cost.tokens_per_s:.1f} tokens/s" if cost.tokens_per_s else ""
-    hops = ", ".join(
-        f"{one.hop.peer[:8]} {one.compute_s * 1000:.1f} + {one.network_s * 1000:.1f}" for one in cost.timings
-    )
-    return (
-        f"[{describe_chain(cost.chain)}] {cost.tokens} tokens, first after {cost.ttft_s:.2f} s{speed}\n"
-        f"[last step, ms of compute + network: {hops}]"
-    )
 
 
 def show_answer(conversation: Conversation, question: str, output: Output) -> Answer:
@@ -86,10 +66,16 @@ async def talk(conversation: Conversation, output: Output) -> None:
 
 
 async def ask_interruptibly(conversation: Conversation, question: str, output: Output) -> None:
-    """Ask so that Ctrl-C ends the answer, not the chat; show an error and go on."""
-    with catch_signals(conversation.stop, signal.SIGINT):
+    """Ask so that Ctrl-C ends the answer, not the chat; show an error and go on. A second Ctrl-C ends the chat."""
+
+    def interrupt() -> None:
+        if conversation.is_stopped:
+            raise KeyboardInterrupt
+        conversation.stop()
+
+    with catch_signals(interrupt, signal.SIGINT):
         try:
-            await anyio.to_thread.run_sync(partial(show_answer, conversation, question, output))
+            await anyio.to_thread.run_sync(show_answer, conversation, question, output, abandon_on_cancel=True)
         except Error as error:
             output.result("")
             output.notes.print(f"error: {without_controls(error.message)}", style="red")

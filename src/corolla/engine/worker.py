@@ -68,14 +68,17 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
-        if self._config.threads is not None:
-            torch.set_num_threads(self._config.threads)  # it holds for the thread that asks
+        # The number holds for the thread that sets it and for those still to come. A thread that sets none does its
+        # first sums with another number than the later ones, so with another result.
+        usual_threads = torch.get_num_threads()
+        torch.set_num_threads(self._config.threads or usual_threads)
         try:
             while self._tick():
                 pass
         finally:  # also after a bug of our own: nobody waits for ever
             for work in self._drop_all():
                 work.deliver(_leaving())
+            torch.set_num_threads(usual_threads)
 
     def _tick(self) -> bool:
         # In a frame of its own, so that whoever waits for the next tick does not keep the last one's rows in memory.

@@ -14,13 +14,12 @@ import torch
 
 from corolla.codec import check_preference, decode, encode
 from corolla.engine import Engine, Result, SessionRows
-from corolla.errors import Error, InternalError, PeerBusy, RemoteProtocolError, SessionClosed, UsageError
+from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionClosed, SwarmError, UsageError
 from corolla.swarm import Channel, Gossip
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
     Closed,
-    CloseSession,
     Failure,
     Forward,
     Gradients,
@@ -85,21 +84,21 @@ class Handler:
         self, channel: Channel, message: Forward | Backward, payload: memoryview, deadline_s: float | None
     ) -> None:
         try:
-            engine = self._engine_for(message.model)
+            engine = self._engine_for(message)
             with anyio.fail_after(deadline_s):
                 reply, buffers = await _compute(engine, message, payload)
         except Error as error:
             await channel.send(Failure.of(error))
         except TimeoutError:
-            return  # the other side has stopped waiting
+            await channel.send(Failure.of(_too_late(deadline_s)))
         else:
-            await channel.send(reply, buffers)
+            await channel.send(reply, buffers, deadline_s=deadline_s)
 
     async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
         state = SessionState()
         state.received(opening)
         try:
-            engine = self._engine_for(opening.model)
+            engine = self._engine_for(opening)
             session = self._open_session(engine, opening)
         except Error as error:
             await channel.send(Failure.of(error))
@@ -124,38 +123,26 @@ class Handler:
         with anyio.move_on_after(self._lease_s) as lease:
             received = await channel.receive()
         if lease.cancelled_caught:
-            raise SessionClosed(f"nothing was heard of the session for {self._lease_s:.0f} s; open another one")
+            raise SessionClosed(f"nothing was heard of the session for {self._lease_s:g} s; open another one")
         state.received(received.message)
-        match received.message:
-            case Step() as step:
-                try:
-                    result = await session.step(step, received.payload)
-                except InternalError:
-                    raise  # the rows are in doubt, so the stream ends with this error
-                except Error as error:
-                    failure = Failure.of(error)
-                    state.sent(failure)
-                    await channel.send(failure)
-                else:
-                    metas, payload = _encode(result.tensors, session.codec)
-                    output = Output(tensors=metas, timing=Timing(result.queue_s, result.compute_s))
-                    state.sent(output)
-                    await channel.send(output, payload)
-            case CloseSession():
-                session.engine.close_session(session.rows)
-                closed = Closed()
-                state.sent(closed)
-                await channel.send(closed)
-            case other:
-                raise RemoteProtocolError(f"{type(other).__name__} does not belong into an open session")
+        answer: Output | Failure | Closed = Closed()
+        payload: list[Buffer] = []
+        if isinstance(received.message, Step):
+            answer, payload = await session.answer(received.message, received.payload, received.deadline_s)
+        else:
+            session.engine.close_session(session.rows)
+        state.sent(answer)
+        await channel.send(answer, payload, deadline_s=self._lease_s)
 
-    def _engine_for(self, model: ModelId) -> Engine:
+    def _engine_for(self, request: OpenSession | Forward | Backward) -> Engine:
+        """Give what computes; who asks for something that is not here has an old view of the swarm."""
         if self._served is None:
             raise PeerBusy("the server is still loading its blocks", retry_after_s=5.0)
-        engine, served = self._served
-        if model != served:
-            raise UsageError(
-                f"model {model[:12]} was asked of a server of model {served[:12]}; look at the swarm again"
+        engine, model = self._served
+        if request.model != model or not engine.span.span.covers(request.span):
+            raise SwarmError(
+                f"blocks {request.span} of model {request.model[:12]} were asked of a server that has "
+                f"{engine.span.span} of model {model[:12]}; look at the swarm again"
             )
         return engine
 
@@ -167,11 +154,33 @@ class _Session(NamedTuple):
     rows: SessionRows
     codec: str
 
-    async def step(self, step: Step, payload: memoryview) -> Result:
+    async def answer(
+        self, step: Step, payload: memoryview, deadline_s: float | None
+    ) -> tuple[Output | Failure, list[Buffer]]:
+        """Compute a step, or say why not if the session is as it was; what ends the session ends the stream."""
+        try:
+            with anyio.fail_after(deadline_s):
+                result = await self._compute(step, payload)
+        except TimeoutError as error:
+            raise _too_late(deadline_s) from error
+        except Error as error:
+            if self.rows.ended:
+                raise
+            return Failure.of(error), []
+        metas, buffers = _encode(result.tensors, self.codec)
+        return Output(tensors=metas, timing=Timing(result.queue_s, result.compute_s)), buffers
+
+    async def _compute(self, step: Step, payload: memoryview) -> Result:
         (hidden_ND,) = _decode(self.engine, (step.hidden,), payload, axes=2)
         return await self.engine.step(
             self.rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=step.taps
         )
+
+
+def _too_late(deadline_s: float | None) -> PeerTimeout:
+    return PeerTimeout(
+        f"it was not done within the {deadline_s or 0:g} s that were given; ask for less at once, or give it more time"
+    )
 
 
 async def _compute(
@@ -208,7 +217,7 @@ def _decode(engine: Engine, metas: Sequence[TensorMeta], payload: memoryview, *,
             )
     parts = split_payload(payload, [meta.nbytes for meta in metas])
     tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
-    return [tensor.to(span.device, span.dtype) for tensor in tensors]
+    return [tensor.to(span.dtype) for tensor in tensors]
 
 
 def _encode(tensors: Sequence[torch.Tensor], codec_name: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:

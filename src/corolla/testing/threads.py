@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 from anyio.abc import TaskStatus
@@ -17,6 +17,9 @@ from corolla.engine import EngineConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import SwarmConfig
 from corolla.terms import PeerId, Span
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["ServerThread", "ThreadedSwarm"]
 
@@ -30,10 +33,12 @@ class ServerThread:
     Args:
         server: The server; its methods belong to that thread.
         portal: The way to that thread.
+        life: Done when the server has left.
     """
 
     server: Server
     portal: BlockingPortal
+    life: "Future[None]"
 
     @property
     def peer_id(self) -> PeerId:
@@ -46,8 +51,13 @@ class ServerThread:
         return f"{self.server.addresses[0]}/{self.peer_id}"
 
     def stop(self) -> None:
-        """Ask it to drain and leave; returns at once."""
+        """Ask it to drain and leave, and wait until it has.
+
+        Raises:
+            Error: What has gone wrong with it.
+        """
         self.portal.call(self.server.stop)
+        self.life.result()
 
 
 class ThreadedSwarm:
@@ -91,8 +101,8 @@ class ThreadedSwarm:
             portal = stack.enter_context(start_blocking_portal())
             stack.callback(self._stop_all)
             for span in self._spans:
-                _, server = portal.start_task(self._serve, span)
-                self.servers.append(ServerThread(server, portal))
+                life, server = portal.start_task(self._serve, span)
+                self.servers.append(ServerThread(server, portal, life))
             self._stack = stack.pop_all()
         return self
 
@@ -108,7 +118,9 @@ class ThreadedSwarm:
 
     def _stop_all(self) -> None:
         for thread in self.servers:
-            thread.stop()
+            thread.portal.call(thread.server.stop)
+        for thread in self.servers:
+            thread.life.result()
 
     async def _serve(self, span: Span, *, task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED) -> None:
         lease_s, drain_s = self._times_s

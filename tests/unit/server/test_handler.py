@@ -1,0 +1,279 @@
+"""Every request is answered, a refusal with its reason; what a session held comes back however it ends."""
+
+# N packed tokens, D model width
+
+import anyio
+import pytest
+import torch
+
+from corolla.codec import encode
+from corolla.errors import (
+    CacheFull,
+    CodecError,
+    ContextTooLong,
+    PeerBusy,
+    PeerLost,
+    PeerTimeout,
+    RemoteProtocolError,
+    SessionClosed,
+    SwarmError,
+    UsageError,
+)
+from corolla.terms import Span
+from corolla.wire import (
+    Backward,
+    Closed,
+    CloseSession,
+    Failure,
+    Forward,
+    Gradients,
+    OpenSession,
+    Output,
+    Ping,
+    Pong,
+    SessionOpened,
+    Step,
+    TensorMeta,
+)
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "ab" * 32
+WIDTH = 64
+
+
+def opening(**changes):
+    fields = {"model": MODEL, "span": Span(0, 4), "rows": 1, "max_tokens": 32, "codec": "raw"}
+    return OpenSession(**fields | changes)
+
+
+def step(tokens=3, start=0, width=WIDTH, **changes):
+    hidden_ND = torch.ones(tokens, width)
+    encoded = encode(hidden_ND, "raw")
+    return Step(**{"starts": (start,), "counts": (tokens,), "hidden": encoded.meta} | changes), encoded.buffers
+
+
+def forward(tokens=3, width=WIDTH, **changes):
+    encoded = encode(torch.ones(1, tokens, width), "raw")
+    return Forward(**{"model": MODEL, "span": Span(0, 4), "hidden": encoded.meta, "codec": "raw"} | changes), (
+        encoded.buffers
+    )
+
+
+async def ask(channel, message, payload=(), expected=Output):
+    return await channel.request(message, payload, expected=expected, deadline_s=10.0)
+
+
+async def test_a_session_is_opened_stepped_closed_and_its_channel_used_again(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        for _ in range(2):
+            assert (await ask(channel, opening(), expected=SessionOpened)).message.lease_s == 60.0
+            assert host.engine.load.sessions == 1
+            output = (await ask(channel, *step())).message
+            assert output.tensors[0].shape == (3, WIDTH)
+            await ask(channel, CloseSession(), expected=Closed)
+            assert host.engine.load.sessions == 0
+        await ask(channel, Ping(), expected=Pong)
+        assert channel.is_reusable
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"model": "cd" * 32}, SwarmError, "0:4 of model cdcdcdcdcdcd were .* that has 0:4 of model abababababab"),
+        ({"span": Span(2, 6)}, SwarmError, "2:6 of model abababababab were asked of a server that has 0:4"),
+        ({"max_tokens": 300}, ContextTooLong, "300 tokens.*256"),
+        ({"max_tokens": 256, "rows": 1000}, CacheFull, "1000 rows of 256 tokens need 4000 KV pages"),
+        ({"codec": "gzip"}, CodecError, "no codec 'gzip'; this version knows raw"),
+    ],
+)
+async def test_an_opening_that_cannot_be_is_refused_and_the_channel_stays(hosts, changes, error, words):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        with pytest.raises(error, match=words) as caught:
+            await ask(channel, opening(**changes), expected=SessionOpened)
+        assert caught.value.peer == host.peer
+        await ask(channel, opening(), expected=SessionOpened)
+        assert host.engine.load.sessions == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "words"),
+    [
+        (step(width=32), UsageError, r"shape \[3, 32\] was sent to blocks that take 2 axes, the last of 64 values"),
+        (step(taps=(7,)), UsageError, r"outputs of blocks \[7\]"),
+        (step(tokens=300), ContextTooLong, "300 tokens.*256"),
+        (step(hidden=TensorMeta("gzip", "float32", (3, WIDTH), 768)), CodecError, "no codec 'gzip'"),
+        (step(hidden=TensorMeta("raw", "float32", (3, WIDTH), 700)), RemoteProtocolError, "700 payload bytes.* 768"),
+        (step(hidden=TensorMeta("int8", "float32", (3, WIDTH), 768)), CodecError, "768"),
+    ],
+)
+async def test_a_refused_step_leaves_the_session_as_it_was(hosts, message, error, words):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        before = await ask(channel, *step())
+        with pytest.raises(error, match=words):
+            await ask(channel, *message)
+        after = await ask(channel, *step())  # the same tokens again, from the beginning
+        assert bytes(after.payload) == bytes(before.payload)
+        assert host.engine.load.sessions == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (step(start=9), "starts at position 9 of row 0, which has 0 tokens"),
+        (step(starts=(0, 0), counts=(1, 2)), "a step for 2 rows in a session of 1"),
+        (step(counts=(7,)), "a step of 7 tokens with a tensor of shape"),
+        (step(order=(3,)), "an order that does not fit the session's 1 rows"),
+        ((Ping(), ()), "Ping does not belong into a session that is open"),
+        ((opening(), ()), "OpenSession does not belong"),
+    ],
+)
+async def test_what_breaks_the_session_s_rules_ends_it_with_the_reason(hosts, until, message, words):
+    async with hosts.host() as host:
+        async with hosts.channel(host) as channel:
+            await ask(channel, opening(), expected=SessionOpened)
+            with pytest.raises(RemoteProtocolError, match=words):
+                await ask(channel, *message)
+            await channel.aclose()
+        await until(lambda: host.engine.load.sessions == 0)
+
+
+async def test_a_step_outside_a_session_is_refused(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        with pytest.raises(RemoteProtocolError, match="Step does not begin a conversation"):
+            await ask(channel, *step())
+        await channel.aclose()
+
+
+async def test_a_client_that_vanishes_leaves_no_pages_behind(hosts, until):
+    async with hosts.host() as host:
+        free_tokens = host.engine.load.free_tokens
+        async with hosts.channel(host) as channel:
+            await ask(channel, opening(max_tokens=128), expected=SessionOpened)
+            await ask(channel, *step())
+            assert host.engine.load.free_tokens == free_tokens - 128
+            await channel.aclose()
+        await until(lambda: host.engine.load.free_tokens == free_tokens)
+        host.engine.check_integrity()
+
+
+async def test_a_session_that_says_nothing_is_told_so_and_loses_its_pages(hosts, until):
+    async with hosts.host(lease_s=0.05) as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        await until(lambda: host.engine.load.sessions == 0)
+        with pytest.raises(SessionClosed, match="nothing was heard of the session for 0.05 s"):
+            await ask(channel, *step())
+        await channel.aclose()
+
+
+async def test_steps_keep_a_session_alive(hosts):
+    async with hosts.host(lease_s=0.5) as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        began_s = anyio.current_time()
+        while anyio.current_time() < began_s + 0.7:
+            await ask(channel, *step())
+
+
+async def test_a_step_that_is_not_done_in_time_ends_the_session(hosts, until):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await ask(channel, opening(max_tokens=256), expected=SessionOpened)
+        message, payload = step(tokens=256)
+        await channel.send(message, payload, deadline_s=0.001)
+        answer = (await channel.receive(deadline_s=10)).message
+        assert isinstance(answer, Failure)
+        assert isinstance(answer.error(host.peer), PeerTimeout)
+        assert "not done within the 0.001 s" in answer.message
+        await until(lambda: host.engine.load.sessions == 0)
+        await channel.aclose()
+
+
+async def test_a_leaving_server_takes_no_new_sessions_but_goes_on_with_old_ones(hosts):
+    async with hosts.host() as host, hosts.channel(host) as old, hosts.channel(host) as new:
+        await ask(old, opening(), expected=SessionOpened)
+        host.handler.is_draining = True
+        with pytest.raises(PeerBusy, match="leaving"):
+            await ask(new, opening(), expected=SessionOpened)
+        await ask(old, *step())
+
+
+async def test_a_loading_server_says_when_to_come_back(hosts):
+    async with hosts.host(is_loaded=False) as host, hosts.channel(host) as channel:
+        for request, payload in ((opening(), ()), forward()):
+            with pytest.raises(PeerBusy, match="still loading") as caught:
+                await ask(channel, request, payload)
+            assert caught.value.retry_after_s == 5.0
+        await ask(channel, Ping(), expected=Pong)
+
+
+async def test_a_request_is_answered_and_nothing_is_kept(hosts, until):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        message, payload = forward()
+        output = await ask(channel, message, payload)
+        assert output.message.tensors[0].shape == (1, 3, WIDTH)
+        backward = Backward(model=MODEL, span=Span(0, 4), tensors=(message.hidden,) * 2, codec="raw")
+        gradients = await ask(channel, backward, [*payload, *payload], expected=Gradients)
+        assert gradients.message.tensors[0].shape == (1, 3, WIDTH)
+        assert host.engine.load.sessions == 0
+        await until(lambda: host.engine.load.waiting == 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "words"),
+    [
+        (forward(width=32), UsageError, r"shape \[1, 3, 32\] was sent to blocks that take 3 axes, the last of 64"),
+        (forward(model="cd" * 32), SwarmError, "model cdcdcdcdcdcd"),
+        (forward(span=Span(3, 5)), SwarmError, "3:5 of model .* were asked of a server that has 0:4"),
+        (forward(codec="gzip"), CodecError, "no codec 'gzip'"),
+        (forward(tokens=300), ContextTooLong, "300 tokens.*256"),
+        (forward(attention_mask=b"1"), RemoteProtocolError, "1 bytes of torch.uint8 came for 1 x 3 tokens"),
+        (forward(taps=(4,)), UsageError, r"outputs of blocks \[4\]"),
+    ],
+)
+async def test_a_request_that_cannot_be_is_refused_and_the_channel_stays(hosts, message, error, words):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        with pytest.raises(error, match=words):
+            await ask(channel, *message)
+        await ask(channel, *forward())
+
+
+async def test_a_backward_request_needs_a_gradient_for_every_output(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        message, payload = forward()
+        backward = Backward(model=MODEL, span=Span(0, 4), tensors=(message.hidden,) * 2, codec="raw", taps=(1,))
+        with pytest.raises(RemoteProtocolError, match="1 gradients came for an output and 1 taps"):
+            await ask(channel, backward, [*payload, *payload], expected=Gradients)
+        await ask(channel, *forward())
+
+
+async def test_a_request_that_is_not_done_in_time_is_answered_so(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        message, payload = forward(tokens=256)
+        await channel.send(message, payload, deadline_s=0.001)
+        answer = (await channel.receive(deadline_s=10)).message
+        assert isinstance(answer.error(host.peer), PeerTimeout)
+        await ask(channel, *forward())
+
+
+async def test_numbers_that_are_none_pass_through(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        nan_ND = torch.full((3, WIDTH), float("nan"))
+        encoded = encode(nan_ND, "raw")
+        message = Step(starts=(0,), counts=(3,), hidden=encoded.meta)
+        received = await ask(channel, message, encoded.buffers)
+        assert torch.frombuffer(received.payload, dtype=torch.float32).isnan().all()
+        await ask(channel, *step())
+
+
+async def test_a_client_that_vanishes_in_a_step_leaves_no_pages_behind(hosts, until):
+    async with hosts.host() as host:
+        async with hosts.channel(host) as channel:
+            await ask(channel, opening(max_tokens=256), expected=SessionOpened)
+            message, payload = step(tokens=256)
+            await channel.send(message, payload)
+            await channel.aclose()
+            with pytest.raises(PeerLost):
+                await channel.receive()
+        await until(lambda: host.engine.load.sessions == 0)
+        host.engine.check_integrity()
