@@ -50,7 +50,7 @@ def config_page() -> str:
         NOTE.format(source="the config dataclass of each room"),
         "",
         "A setting is given by a flag; or else by a variable of the environment, `COROLLA_SERVER_PORT` for `port` in",
-        "`[server]`; or else by a TOML file, `corolla.toml` in the configuration directory of your account or the one",
+        "`[server]`; or else by a TOML file, corolla.toml in the configuration directory of your account or the one",
         "that `--config` names; or else it has its default. `corolla config` shows what is in force, and why. A key",
         "that is not on this page is an error. Numbers of bytes may be written as `2GiB` or `500MB`; in the",
         "environment, commas separate the parts of a list.",

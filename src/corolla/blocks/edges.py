@@ -26,7 +26,7 @@ from corolla.blocks.loading import (
     refuse_quantized,
     select_keys,
 )
-from corolla.blocks.shell import find_arity, plain_attributes
+from corolla.blocks.shell import StandIns, find_arity, plain_attributes
 
 __all__ = ["RemoteBlocks", "load_edges", "needed_edge_keys"]
 
@@ -109,7 +109,7 @@ def _edge_class(cls: type[PreTrainedModel], remote: nn.Module, mixins: tuple[typ
         blocks: Any = getattr(decoder, name)
         edges = [_stand_in(block, index, len(blocks)) for index, block in enumerate(blocks)]
         edges[0].remote = remote
-        setattr(decoder, name, nn.ModuleList(edges))
+        setattr(decoder, name, StandIns(edges))
 
     return derive_class(cls, __init__, *mixins)
 

@@ -18,7 +18,7 @@ from corolla.blocks.architecture import blocks_of, hidden_size
 from corolla.errors import UnsupportedModel
 from corolla.terms import Span
 
-__all__ = ["BlockCall", "Shell", "find_arity", "plain_attributes", "prune"]
+__all__ = ["BlockCall", "Shell", "StandIns", "find_arity", "plain_attributes", "prune"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,14 @@ class _Same(nn.Module):
         return args[0] if args else next(iter(kwargs.values()))
 
 
+class StandIns(nn.ModuleList):
+    """A list of modules in place of blocks; base models slice it in every run, which would make a module each time."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Give a module, or a plain list of some."""
+        return list(self._modules.values())[index] if isinstance(index, slice) else super().__getitem__(index)
+
+
 def prune(model: PreTrainedModel, span: Span) -> None:
     """Leave only a span's blocks with parameters; all else becomes stubs.
 
@@ -136,8 +144,9 @@ class Shell:
 
     def __init__(self, model: PreTrainedModel, span: Span, dtype: torch.dtype) -> None:
         self.decoder, name = blocks_of(model)
-        listed: Any = getattr(self.decoder, name)
+        listed: Any = StandIns(getattr(self.decoder, name))
         self.blocks = nn.ModuleList(listed[index] for index in range(span.start, span.stop))
+        setattr(self.decoder, name, listed)
         device = next(self.blocks.parameters()).device
         self._tape = _Tape()
         _record_all(listed, self._tape)

@@ -11,7 +11,7 @@ import anyio
 
 from corolla import __version__
 from corolla.blocks import BlockSpan, context_tokens
-from corolla.engine import Engine, EngineConfig
+from corolla.engine import Engine, EngineConfig, Load
 from corolla.errors import ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
 from corolla.routing import choose_span, claims_before
@@ -85,6 +85,11 @@ class Server:
     def addresses(self) -> tuple[Address, ...]:
         """Where this server listens; empty before it does."""
         return self._endpoint.addresses
+
+    @property
+    def load(self) -> Load | None:
+        """How busy this server is; ``None`` before it can compute."""
+        return None if self._engine is None else self._engine.load
 
     def stop(self) -> None:
         """Ask the server to drain and leave. Doing it twice does no harm."""
@@ -183,7 +188,7 @@ class Server:
         model, span = self._model, self.span
         if model is None or span is None:
             return
-        load = self._engine.load if self._engine else None
+        load = self.load
         announcement = Announcement(
             peer=self.peer_id,
             sequence=0,  # gossip gives it the next one

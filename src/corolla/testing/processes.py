@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,18 +26,18 @@ class ServerProcess:
     Args:
         model: What to serve.
         arguments: More arguments of ``corolla serve``.
-        peers: Addresses of the swarm to join; none starts a swarm.
+        peers: Addresses of the swarm to join; none starts a swarm; ``None`` if :meth:`introduce` will say.
         log: A file for what it logs.
 
     Attributes:
         stages: What it has said so far: for each stage of its life, its name and particulars.
     """
 
-    def __init__(self, model: str, *arguments: str, peers: Sequence[str] = (), log: Path) -> None:
+    def __init__(self, model: str, *arguments: str, peers: Sequence[str] | None = (), log: Path) -> None:
         self.stages: dict[str, dict[str, Any]] = {}
         self.log = log
         self._changed = threading.Condition()
-        join = [word for peer in peers for word in ("--peer", peer)]
+        join = ["--peers-from-stdin"] if peers is None else [word for peer in peers for word in ("--peer", peer)]
         command = [sys.executable, "-m", "corolla", "serve", model, "--host", "127.0.0.1", "--port", "0", *join]
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
@@ -94,14 +94,33 @@ class ServerProcess:
             )
         raise PeerTimeout(f"the server was not {stage} within {within_s:.0f} s; see {self.log}")
 
+    def introduce(self, peers: Sequence[str]) -> None:
+        """Say which swarm to join, to a server that was started with ``peers=None`` and waits for it.
+
+        Args:
+            peers: Addresses; none starts a swarm.
+        """
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):  # if it has ended, :meth:`wait_for` says why
+                self.process.stdin.write(f"{' '.join(peers)}\n".encode())
+                self.process.stdin.flush()
+
+    def leave(self) -> None:
+        """Ask it to drain and leave; returns at once."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
     def stop(self, *, within_s: float = 10.0) -> int:
         """Ask it to leave, and kill it if it does not.
+
+        Args:
+            within_s: For how long it may take.
 
         Returns:
             Its exit status.
         """
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.close()
+        self.leave()
         try:
             self.process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -116,9 +135,9 @@ class ServerProcess:
     def _reap(self) -> int:
         status = self.process.wait()
         self._reader.join()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self.leave()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return status
 
     def _read(self) -> None:
@@ -142,16 +161,24 @@ class LocalSwarm:
         spans: Which blocks each of them serves, ``start:stop``; ``None`` leaves the choice to it.
         arguments: More arguments of ``corolla serve``, for all.
         logs: A directory for their logs.
+
+    Raises:
+        PeerFailed: If the first server has ended before it listened.
+        PeerTimeout: If it does not listen in time.
     """
 
     def __init__(self, model: str, spans: Sequence[str | None], *arguments: str, logs: Path) -> None:
         self.servers: list[ServerProcess] = []
-        self._stack = ExitStack()
-        for index, span in enumerate(spans):
-            more = [] if span is None else ["--blocks", span]
-            peers = [self._first_address()] if index else []
-            server = ServerProcess(model, *more, *arguments, peers=peers, log=logs / f"server{index + 1}.log")
-            self.servers.append(self._stack.enter_context(server))
+        with ExitStack() as stack:
+            for index, span in enumerate(spans):
+                more = [] if span is None else ["--blocks", span]
+                log = logs / f"server{index + 1}.log"
+                server = ServerProcess(model, *more, *arguments, peers=None if index else (), log=log)
+                self.servers.append(stack.enter_context(server))
+            self.servers[0].wait_for("listening")
+            for server in self.servers[1:]:
+                server.introduce([self.address])
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +186,8 @@ class LocalSwarm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for server in self.servers:  # all hear it before the first is waited for
+            server.leave()
         self._stack.close()
 
     @property
@@ -176,7 +205,3 @@ class LocalSwarm:
         for server in self.servers:
             server.wait_for("online", within_s=within_s)
         return self
-
-    def _first_address(self) -> str:
-        self.servers[0].wait_for("listening")
-        return self.servers[0].address
