@@ -2,6 +2,7 @@
 
 # B batch, T tokens
 
+import contextlib
 import secrets
 import socket
 import struct
@@ -195,16 +196,16 @@ PING = b"".join(encode_frame(encode(Ping())))
 THROWN = {
     "noise": (secrets.token_bytes(4096), "remote_protocol", "not a Corolla peer, or a broken one"),
     "another protocol": (b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "remote_protocol", "expected a frame"),
-    "another version": (frame(version=99), "peer_outdated", "speaks protocol version 99, this one 1"),
+    "another version": (frame(version=99), "peer_outdated", "speaks protocol version 99"),
     "a large message": (
         frame(message_bytes=2**31),
         "frame_too_large",
-        "message of 2147483648 bytes; 1048576 is",
+        "a message of 2147483648 bytes",
     ),
     "a large payload": (
         frame(payload_bytes=2**31),
         "frame_too_large",
-        "2147483648 payload bytes; 67108864 is",
+        "2147483648 payload bytes",
     ),
     "no message": (frame(message_bytes=9, rest=b"\xc1" * 9), "remote_protocol", "message of 9 bytes could not be read"),
     "a good one before": (PING + b"\x00" * 64, "remote_protocol", "expected a frame"),
@@ -235,16 +236,12 @@ async def thrown(servers, data):
         await stream.aclose()
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, 100, 10**6])
+@pytest.mark.parametrize("nbytes", [6, 100, 10**6])
 def test_noise_on_the_port_costs_its_connection_alone(servers, serves, nbytes):
     port = int(servers.servers[0].server.addresses[0].rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as stranger:
-        try:
-            stranger.sendall(secrets.token_bytes(nbytes))
-            stranger.shutdown(socket.SHUT_WR)
-            while stranger.recv(65536):
-                pass
-        except ConnectionError:
+    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), SOON_S) as stranger:
+        stranger.sendall(secrets.token_bytes(nbytes))  # and it may hang up at any time
+        while stranger.recv(65536):
             pass
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from corolla.testing import save_tiny_model
 
-LIMIT_S = 120.0
+LIMIT_S = 40.0
 
 # Runs a command at a terminal of its own, and copies between that and its own standard streams.
 AT_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"

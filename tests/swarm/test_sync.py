@@ -78,8 +78,9 @@ def test_control_c_in_a_call_cancels_it(swarm):
     cancelled = threading.Event()
 
     async def wait_forever():
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         try:
+            await anyio.sleep(0.05)  # until the caller waits
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             await anyio.sleep_forever()
         finally:
             cancelled.set()

@@ -1,8 +1,8 @@
 """Servers of a tiny model in a network in memory: their streams, handlers and engines, without processes or files."""
 
-import functools
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ MODEL = "ab" * 32
 CONTEXT_TOKENS = 256
 
 
-@functools.cache
+@cache
 def tiny(family):
     from corolla.blocks import build_tiny
     from corolla.blocks.zoo import default_config
@@ -31,6 +31,17 @@ def cut(family, span):
     from corolla.terms import Span
 
     return split_model(tiny(family), [Span.parse(span)], is_packable=family == "llama")[0]
+
+
+async def lie(gossip, answer, channel):
+    """Be an honest member of the swarm, but answer as the test likes whatever is to be computed."""
+    from corolla.wire import Backward, CloseSession, Forward, OpenSession, Step
+
+    async for received in channel:
+        if isinstance(received.message, Backward | CloseSession | Forward | OpenSession | Step):
+            await answer(channel, received.message)
+        else:
+            await gossip.handle(channel, received.message)
 
 
 @dataclass
@@ -79,7 +90,7 @@ class Hosts:
         self.all = []
 
     @asynccontextmanager
-    async def host(self, span="0:4", *, family="llama", lease_s=60.0, is_loaded=True, pages=1000):
+    async def host(self, span="0:4", *, family="llama", lease_s=60.0, is_loaded=True, pages=1000, answer=None):
         import random
 
         from corolla.cache import PAGE_TOKENS
@@ -102,7 +113,7 @@ class Hosts:
             if is_loaded:
                 host.handler.take_over(engine, MODEL)
             await endpoint.listen("memory", "here", 0)
-            tasks.start_soon(endpoint.serve, host.handler.serve)
+            tasks.start_soon(endpoint.serve, host.handler.serve if answer is None else partial(lie, gossip, answer))
             await gossip.join()
             tasks.start_soon(gossip.run)
             await host.announce()

@@ -1,0 +1,181 @@
+"""Whole sequences go through blocks and back whoever fails on the way; what no honest server sends is not believed."""
+
+# B batch, T tokens, D model width
+
+import anyio
+import pytest
+import torch
+
+from corolla.client import Session, StepTokens, Target
+from corolla.client.gather import gather
+from corolla.client.requests import Batch, Pass, run_backward, run_forward
+from corolla.codec import encode
+from corolla.errors import NoChain, PeerBusy, PeerLost, PeerMisbehaved, PeerTimeout
+from corolla.terms import ModelId, Span
+from corolla.wire import OpenSession, Output, SessionOpened, TensorMeta, Timing
+
+pytestmark = pytest.mark.anyio
+
+TARGET = Target(ModelId("ab" * 32), Span(0, 4), "raw")
+SPANS = ("0:1", "1:3", "3:4")
+
+
+def batch(rows=2, tokens=5, taps=()):
+    return Batch(torch.randn(rows, tokens, 64, generator=torch.Generator().manual_seed(0)), taps=taps)
+
+
+async def reference(hosts, taps=()):
+    """What one server makes of the batch, forward and back."""
+    async with hosts.host("0:4"), hosts.swarm() as swarm:
+        done = await run_forward(swarm, TARGET, batch(taps=taps))
+        return done, await run_backward(swarm, TARGET, batch(taps=taps), done.inputs, ones(done))
+
+
+def ones(done):
+    return Pass(torch.ones_like(done.hidden_BTD), taps={tap: torch.ones_like(one) for tap, one in done.taps.items()})
+
+
+@pytest.mark.parametrize("taps", [(), (0, 2)])
+async def test_several_hops_compute_what_one_does(hosts, taps):
+    expected, expected_grad_BTD = await reference(hosts, taps)
+    async with hosts.chain(*SPANS), hosts.swarm() as swarm:
+        done = await run_forward(swarm, TARGET, batch(taps=taps))
+        grad_BTD = await run_backward(swarm, TARGET, batch(taps=taps), done.inputs, ones(done))
+    assert [str(span) for span, _ in done.inputs] == list(SPANS)
+    assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
+    assert all(torch.equal(done.taps[tap], expected.taps[tap]) for tap in taps)
+    # Where a tap is, gradients from three places are added, in another order.
+    assert torch.allclose(grad_BTD, expected_grad_BTD, rtol=1e-5, atol=1e-5)
+    assert torch.equal(grad_BTD, expected_grad_BTD) or taps
+
+
+@pytest.mark.parametrize("broken", range(3))
+async def test_a_hop_that_is_lost_is_replaced_from_its_input_on(hosts, broken):
+    expected, expected_grad_BTD = await reference(hosts)
+    async with hosts.chain(*SPANS) as chain, hosts.chain(*SPANS) as spare, hosts.swarm() as swarm:
+        for way in ("forward", "backward"):
+            hosts.network.drop_after((chain if way == "forward" else spare)[broken].peer, 300)
+            if way == "forward":
+                done = await run_forward(swarm, TARGET, batch())
+                assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
+            else:
+                grad_BTD = await run_backward(swarm, TARGET, batch(), done.inputs, ones(done))
+                assert torch.equal(grad_BTD, expected_grad_BTD)
+
+
+async def test_gradients_go_back_through_the_parts_of_a_run_that_no_server_has_any_more(hosts):
+    _, expected_grad_BTD = await reference(hosts, (1,))
+    async with hosts.chain("0:2", "2:4", "1:2"), hosts.swarm() as swarm:
+        async with hosts.host("0:4") as whole:
+            done = await run_forward(swarm, TARGET, batch(taps=(1,)))
+            assert [str(span) for span, _ in done.inputs] in (["0:4"], ["0:2", "2:4"])
+        hosts.network.cut(whole.peer)
+        inputs = [(Span(0, 4), batch().hidden_BTD)]
+        grad_BTD = await run_backward(swarm, TARGET, batch(taps=(1,)), inputs, ones(done))
+        assert torch.allclose(grad_BTD, expected_grad_BTD, rtol=1e-5, atol=1e-5)
+
+
+async def test_a_server_that_does_not_answer_is_given_up_in_time(hosts):
+    async def be_silent(channel, message):
+        pass
+
+    async with hosts.host("0:4"), hosts.host("0:4", answer=be_silent) as silent:
+        allowed = {"allow_peers": (silent.peer,), "request_s": 0.1, "open_s": 0.1, "attempts": 2}
+        async with hosts.swarm(**allowed) as swarm:
+            with anyio.fail_after(5), pytest.raises(NoChain, match="did not answer Forward within 0.1 s"):
+                await run_forward(swarm, TARGET, batch())
+            with anyio.fail_after(5), pytest.raises(NoChain, match="did not answer OpenSession within 0.1 s"):
+                await Session(swarm, TARGET, rows=1, max_tokens=64).open()
+        async with hosts.swarm(request_s=0.1) as swarm:
+            await run_forward(swarm, TARGET, batch())  # the other one answers
+
+
+def lying(*shapes, metas=None):
+    """Answer everything with tensors of certain shapes."""
+
+    async def answer(channel, message):
+        if isinstance(message, OpenSession):
+            await channel.send(SessionOpened(lease_s=60.0))
+            return
+        encoded = [encode(torch.zeros(shape), "raw") for shape in shapes]
+        buffers = [buffer for one in encoded for buffer in one.buffers]
+        described = metas or tuple(one.meta for one in encoded)
+        await channel.send(Output(tensors=described, timing=Timing(0.0, 0.0)), buffers)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lying((2, 5, 32)), r"1 tensors \(\[2, 5, 32\]\) where 1 of \[2, 5, 64\] were due"),
+        (lying((2, 5, 64), (2, 5, 64)), r"2 tensors .* where 1 of"),
+        (lying((2, 5, 64), metas=(TensorMeta("gzip", "float32", (2, 5, 64), 2560),)), "no codec 'gzip'"),
+        (lying((2, 5, 64), metas=(TensorMeta("raw", "float32", (2, 5, 64), 99),)), "99 payload bytes"),
+    ],
+)
+async def test_an_answer_that_does_not_fit_the_question_is_misbehaviour(hosts, answer, words):
+    async with hosts.host("0:4", answer=answer) as liar, hosts.swarm(attempts=1) as swarm:
+        with pytest.raises(PeerMisbehaved, match=words) as caught:
+            await run_forward(swarm, TARGET, batch())
+        assert caught.value.peer == liar.peer
+        assert liar.peer in swarm._bans.banned(0.0)
+        async with hosts.host("0:4") as honest:
+            await run_forward(swarm, TARGET, batch())
+            session = Session(swarm, TARGET, rows=1, max_tokens=64)
+            await session.open()
+            assert session.chain.hops[0].peer == honest.peer
+            await session.close()
+
+
+async def test_a_session_ends_when_a_hop_misbehaves(hosts):
+    async with hosts.host("0:2") as first, hosts.host("2:4", answer=lying((3, 32))), hosts.swarm() as swarm:
+        session = Session(swarm, TARGET, rows=1, max_tokens=64)
+        await session.open()
+        with pytest.raises(PeerMisbehaved, match=r"\[3, 32\]"):
+            await session.step(StepTokens(torch.zeros(3, 64), (0,), (3,)))
+        assert first.engine.load.sessions == 0
+
+
+# Gathering
+
+
+async def test_results_come_in_the_order_of_the_calls_and_so_many_run_at_once():
+    running, most = 0, 0
+
+    async def work(number):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.001 * (5 - number % 5))
+        running -= 1
+        return number
+
+    assert await gather([(work, (number,)) for number in range(20)], at_once=3) == list(range(20))
+    assert most == 3
+
+
+async def test_the_first_error_is_raised_as_itself_and_cancels_the_others():
+    cancelled = []
+
+    async def fail():
+        raise PeerBusy("full")
+
+    async def wait():
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            cancelled.append(True)
+            raise
+
+    with pytest.raises(PeerBusy, match="full"):
+        await gather([(wait, ()), (wait, ()), (fail, ())])
+    assert cancelled == [True, True]
+
+
+async def test_nothing_gathered_is_nothing():
+    assert await gather([]) == []
+
+
+def test_errors_of_one_peer_are_all_tried_elsewhere():
+    assert {kind.retry for kind in (PeerBusy, PeerLost, PeerTimeout, PeerMisbehaved)} == {"other"}

@@ -1,0 +1,157 @@
+"""A server's life: it joins, claims, loads, serves, lets its sessions finish, and leaves."""
+
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from corolla.client import AsyncSwarm, ClientConfig, Session, Target
+from corolla.engine import EngineConfig
+from corolla.errors import ModelNotFound, NoChain, UsageError
+from corolla.server import Server, ServerConfig
+from corolla.swarm import MemoryNetwork, SwarmConfig
+from corolla.terms import Span
+from corolla.testing import save_tiny_model
+
+pytestmark = pytest.mark.anyio
+
+STAGES = ["listening", "joined", "claimed", "loaded", "online", "draining", "left"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Life:
+    """A server in a network in memory, and what it says of itself."""
+
+    def __init__(self, network, directory, peers=(), **settings):
+        config = ServerConfig(**{"model": str(directory), "host": "here", "port": 0, "peers": tuple(peers)} | settings)
+        self.server = Server(
+            config,
+            engine=EngineConfig(threads=1, kv_bytes=1 << 20),
+            swarm=SwarmConfig(refresh_s=0.1, gossip_interval_s=0.1),
+            transport=network.transport,
+        )
+        self.reached = {stage: anyio.Event() for stage in STAGES}
+        self.stages = []
+
+    async def run(self):
+        await self.server.run(self.watch)
+
+    async def watch(self, stage):
+        self.stages.append(stage)
+        self.reached[stage].set()
+
+    async def until(self, stage):
+        with anyio.fail_after(20):
+            await self.reached[stage].wait()
+
+    @property
+    def address(self):
+        return f"{self.server.addresses[0]}/{self.server.peer_id}"
+
+
+@asynccontextmanager
+async def living(*lives):
+    """Let servers live until the end of the block at most."""
+    async with anyio.create_task_group() as tasks:
+        for life in lives:
+            tasks.start_soon(life.run)
+        yield
+        for life in lives:
+            life.server.stop()
+
+
+def client(network, life):
+    return AsyncSwarm([life.address], config=ClientConfig(codec="raw", chain_s=0.1), transport=network.transport)
+
+
+def session_of(swarm, model):
+    return Session(swarm, Target(model, Span(0, 4), "raw"), rows=1, max_tokens=64)
+
+
+async def test_a_life_has_its_stages_in_order_and_is_announced(directory, until):
+    network = MemoryNetwork()
+    life = Life(network, directory, blocks=Span(0, 4), name="ada")
+    async with living(life):
+        await life.until("online")
+        async with client(network, life) as swarm:
+            (claim,) = swarm.snapshot().announcements
+            assert (claim.peer, claim.span, claim.state, claim.name) == (
+                life.server.peer_id,
+                Span(0, 4),
+                "online",
+                "ada",
+            )
+            assert claim.speed == life.server.speed
+            assert claim.free_tokens == life.server.load.free_tokens > 0
+            session = session_of(swarm, claim.model)
+            await session.open()
+            await until(lambda: swarm.snapshot().announcements[0].sessions == 1)
+            assert swarm.snapshot().announcements[0].free_tokens == claim.free_tokens - 64
+            await session.close()
+            life.server.stop()
+            await life.until("left")
+    assert life.stages == STAGES
+
+
+async def test_a_leaving_server_lets_sessions_finish_and_takes_no_new_ones(directory, until):
+    network = MemoryNetwork()
+    life = Life(network, directory, blocks=Span(0, 4))
+    async with living(life):
+        await life.until("online")
+        async with client(network, life) as swarm:
+            model = swarm.snapshot().announcements[0].model
+            session = session_of(swarm, model)
+            await session.open()
+            life.server.stop()
+            await life.until("draining")
+            await until(lambda: swarm.snapshot().announcements[0].state == "draining")
+            with pytest.raises(NoChain):
+                await session_of(swarm, model).open()
+            assert not life.reached["left"].is_set()
+            await session.close()
+            await life.until("left")
+
+
+async def test_a_leaving_server_waits_no_longer_than_it_may(directory):
+    network = MemoryNetwork()
+    life = Life(network, directory, blocks=Span(0, 4), drain_s=0.05)
+    async with living(life):
+        await life.until("online")
+        async with client(network, life) as swarm:
+            session = session_of(swarm, swarm.snapshot().announcements[0].model)
+            await session.open()
+            life.server.stop()
+            await life.until("left")
+            await session.close()
+
+
+async def test_servers_that_join_at_once_share_the_blocks(directory):
+    network = MemoryNetwork()
+    first = Life(network, directory, num_blocks=2)
+    async with living(first):
+        await first.until("online")
+        others = [Life(network, directory, [first.address], num_blocks=1, settle_s=0.2) for _ in range(2)]
+        async with living(*others):
+            for life in others:
+                await life.until("online")
+            spans = [life.server.span for life in (first, *others)]
+            assert {block for span in spans for block in range(span.start, span.stop)} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"model": "/nowhere/at/all"}, ModelNotFound, "/nowhere/at/all"),
+        ({"blocks": Span(2, 5)}, UsageError, "has 4 blocks, 0:4; 2:5 were asked for"),
+        ({"num_blocks": 9}, UsageError, "has 4 blocks, 0:4; 9 were asked for"),
+    ],
+)
+async def test_what_cannot_be_served_ends_the_server_with_the_reason(directory, settings, error, words):
+    life = Life(MemoryNetwork(), directory, **settings)
+    with pytest.raises(error, match=words):
+        await life.run()
+    assert life.stages == ["listening", "joined"]
