@@ -20,6 +20,8 @@ SPANS = {
     "gpt2": ["0:4"],  # learned positions
     "opt": ["0:4"],  # learned positions, counted by the mask
     "mpt": ["0:4"],  # no positions, and no cache by default
+    "phi3/longrope": ["0:4"],  # drops its cache when a sequence becomes long
+    "gemma4_text": ["0:4"],  # initialises what its blocks have besides modules
 }
 
 
@@ -47,7 +49,7 @@ def pairs(tmp_path_factory):
     with ExitStack() as stack:
         found = {}
         for family, spans in SPANS.items():
-            directory = save_tiny_model(tmp_path_factory.mktemp(family), family=family)
+            directory = save_tiny_model(tmp_path_factory.mktemp(family.replace("/", "-")), family=family)
             servers = stack.enter_context(ThreadedSwarm(str(directory), spans))
             hops = [servers.servers[spans.index(span)].peer_id for span in ("0:1", "1:3", "3:4") if span in spans]
             config = ClientConfig(codec="raw", allow_peers=tuple(hops))

@@ -13,7 +13,7 @@ from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm
 from corolla.errors import ContextTooLong, UsageError
 
 FAMILIES = ["llama", "gemma3_text", "bloom", "qwen3_moe"]
-POSITIONED = ["gpt2", "opt", "mpt"]
+OTHERS = ["gpt2", "opt", "mpt", "phi3/longrope", "gemma4_text"]
 TOLERANCE = 2e-5  # of the largest logit: packed rows and batches of another size add in another order
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
@@ -71,7 +71,7 @@ def sent(llama):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES + POSITIONED)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 @pytest.mark.parametrize("side", ["left", "right", None])
 def test_logits_of_a_batch_are_equal(family, side, pairs):
     ids_BT, mask_BT = ragged(side) if side else (prompt(3, 9), None)
@@ -80,7 +80,7 @@ def test_logits_of_a_batch_are_equal(family, side, pairs):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES + POSITIONED)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_logits_of_a_session_are_close(family, pairs):
     ids_BT, mask_BT = ragged()
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -114,6 +114,12 @@ def test_hidden_states_come_from_the_places_that_were_asked_for(pair):
         actual = pair.remote(ids_BT, output_hidden_states=(1, 4), past_key_values=session).hidden_states
     assert [state is not None for state in actual] == [False, True, False, False, True]
     assert all(close(actual[place], expected[place]) for place in (1, 4))
+
+
+@torch.no_grad()
+def test_hidden_states_are_given_when_the_configuration_says_so(llama, monkeypatch):
+    monkeypatch.setattr(llama.remote.config, "output_hidden_states", True)
+    assert len(llama.remote(prompt()).hidden_states) == 5
 
 
 def test_a_hidden_state_that_does_not_exist_is_refused(llama):
@@ -154,7 +160,7 @@ def test_tokens_are_the_same(pair, options):
     pair.assert_same_tokens(ids_BT, max_new_tokens=14, **GREEDY | options)
 
 
-@pytest.mark.parametrize("family", FAMILIES + POSITIONED)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
 def test_tokens_of_a_ragged_batch_are_the_same(family, pairs, options):
     ids_BT, mask_BT = ragged()

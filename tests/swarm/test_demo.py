@@ -10,9 +10,10 @@ import pytest
 
 from corolla.testing import save_tiny_model
 
-LIMIT_S = 40.0
+LIMIT_S = 120.0
 
 # Runs a command at a terminal of its own, and copies between that and its own standard streams.
+PROMPT = b"\x1b[?2004h"  # bracketed paste is switched on whenever a line can be typed
 AT_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
@@ -66,7 +67,7 @@ def test_without_a_terminal_it_asks_one_question_and_ends(model, environment, tm
 
 
 class Terminal:
-    """A command at a terminal, watched until it has written something."""
+    """A command at a terminal, watched while it writes."""
 
     def __init__(self, arguments, environment):
         self.process = subprocess.Popen(
@@ -75,10 +76,20 @@ class Terminal:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self.text = b""
+        self.text, self.seen = b"", 0
         self.changed = threading.Condition()
         self.reader = threading.Thread(target=self.read, daemon=True)  # noqa: TID251
         self.reader.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()  # its terminal goes with it
+        self.process.wait()
+        self.reader.join()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
     def read(self):
         while piece := os.read(self.process.stdout.fileno(), 4096):
@@ -87,47 +98,39 @@ class Terminal:
                 self.changed.notify_all()
 
     def wait_for(self, text):
+        """Wait until this is written after what was waited for last."""
         with self.changed:
-            assert self.changed.wait_for(lambda: text in self.text, LIMIT_S), self.text.decode()
-
-    def wait_for_another(self, text):
-        with self.changed:
-            count = self.text.count(text)
-            assert self.changed.wait_for(lambda: self.text.count(text) > count, LIMIT_S), self.text.decode()
+            assert self.changed.wait_for(lambda: text in self.text[self.seen :], LIMIT_S), self.text.decode()
+            self.seen = self.text.index(text, self.seen) + len(text)
 
     def type(self, keys):
         self.process.stdin.write(keys)
         self.process.stdin.flush()
 
-    def finish(self):
-        code = self.process.wait(LIMIT_S)
-        self.reader.join()
-        self.process.stdin.close()
-        self.process.stdout.close()
-        return code
-
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_at_a_terminal_it_chats_on_until_it_is_left(model, environment):
-    terminal = Terminal(command(model, servers=1), environment)
-    terminal.wait_for(b"/help lists commands")
-    assert terminal.text.count(b"tokens/s") == 1
-    terminal.type(b"/chain\r")
-    terminal.wait_for(b" 0:4\r\n")
-    terminal.type(b"Why?\r")
-    terminal.wait_for_another(b"tokens/s")
-    terminal.type(b"\x03")
-    assert terminal.finish() == 0
+    with Terminal(command(model, servers=1), environment) as terminal:
+        terminal.wait_for(b"tokens/s")
+        terminal.wait_for(PROMPT)
+        terminal.type(b"/chain\r")
+        terminal.wait_for(b" 0:4\r\n")
+        terminal.wait_for(PROMPT)
+        terminal.type(b"Why?\r")
+        terminal.wait_for(b"tokens/s")
+        terminal.wait_for(PROMPT)
+        terminal.type(b"\x03")
+        assert terminal.process.wait(LIMIT_S) == 0
     assert processes_of(model) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_ctrl_c_while_it_starts_leaves_no_process(model, environment, tmp_path):
-    terminal = Terminal(command(model), environment)
-    terminal.wait_for(b"server2")
-    terminal.type(b"\x03")
-    assert terminal.finish() == 130
-    assert b"interrupted" in terminal.text
+    with Terminal(command(model), environment) as terminal:
+        terminal.wait_for(b"server2")
+        terminal.type(b"\x03")
+        assert terminal.process.wait(LIMIT_S) == 130
+        terminal.wait_for(b"interrupted")
     assert processes_of(model) == []
     assert not list(tmp_path.glob("corolla-demo-*"))
 

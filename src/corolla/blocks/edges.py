@@ -142,6 +142,7 @@ def _stand_in(block: nn.Module, index: int, count: int) -> _EdgeBlock:
     cls.forward = _EdgeBlock.forward  # transformers may have wrapped it in checkpointing
     edge: _EdgeBlock = cls.__new__(cls)
     nn.Module.__init__(edge)
-    edge.__dict__.update(plain_attributes(block))
+    # Some families initialise tensors of their blocks by name, unless this says that it is done.
+    edge.__dict__.update(plain_attributes(block), _is_hf_initialized=True)
     edge.remote, edge.index, edge.is_last, edge.arity = None, index, index == count - 1, 0
     return edge

@@ -9,7 +9,8 @@ sent along with the hidden states; the base model itself then has only embedding
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from corolla.client.blocks import RemoteBlocks
 from corolla.client.generation import GenerationSession
 from corolla.errors import UsageError
 
-__all__ = ["BlocksCall", "attach"]
+__all__ = ["BlocksCall", "attach", "generating"]
 
 
 @dataclass(slots=True)
@@ -36,6 +37,17 @@ class _Wishes:
 
 
 _WISHES: ContextVar[_Wishes] = ContextVar("corolla_wishes")
+_GENERATING: ContextVar[GenerationSession | None] = ContextVar("corolla_generating", default=None)
+
+
+@contextmanager
+def generating(session: GenerationSession) -> Iterator[GenerationSession]:
+    """Let a session be the cache of a generation, also when the model drops its cache on the way to begin another."""
+    token = _GENERATING.set(session)
+    try:
+        yield session
+    finally:
+        _GENERATING.reset(token)
 
 
 class BlocksCall(nn.Module):
@@ -100,6 +112,10 @@ def _wanted_states(wish: bool | Collection[int] | None, decoder: nn.Module, num_
 def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset[int], num_blocks: int) -> _Wishes:
     """Take what is meant for the blocks out of a call, and leave what the embeddings need."""
     session = given.pop("past_key_values", None)
+    if given.pop("use_cache", None) and session is None:
+        session = _GENERATING.get()
+        if session is not None:  # as when Phi3 changes to its rotary table for long sequences
+            session.reset()
     if session is not None and not isinstance(session, GenerationSession):
         raise UsageError(f"a {type(session).__name__} cannot hold what servers hold; use model.session()")
     mask_BP = given.get("attention_mask")
@@ -111,7 +127,6 @@ def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset
     fed: torch.Tensor | None = tokens_BT if tokens_BT is not None else embeddings_BTD
     if fed is None:
         raise UsageError("the model was called with neither input_ids nor inputs_embeds")
-    given.pop("use_cache", None)
     position_ids_BT = given.get("position_ids")
     if session is not None:
         # The base model knows nothing of stored tokens: it is told where the new ones stand, and no mask over all.

@@ -62,6 +62,9 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
     ) -> None:
         self.close()
 
+    def __bool__(self) -> bool:
+        return True  # transformers' caches are false while they have no layers, and this one never has any
+
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open" if self._session else "not opened yet"
         return f"GenerationSession({state}, position {self._position})"

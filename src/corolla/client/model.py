@@ -11,7 +11,7 @@ import transformers
 
 from corolla.blocks import context_tokens, decoder_of, load_config, load_edges, needed_edge_keys, num_blocks
 from corolla.client.blocks import RemoteBlocks
-from corolla.client.decoder import BlocksCall, attach
+from corolla.client.decoder import BlocksCall, attach, generating
 from corolla.client.directory import Target
 from corolla.client.generation import GenerationSession
 from corolla.client.sync import Swarm
@@ -77,12 +77,13 @@ class RemoteModel:
                 raise UsageError("a session was given together with use_cache=False; choose one")
             return generate(*args, use_cache=False, **kwargs)
         if given is None:
-            with self.session() as own:
+            with self.session() as own, generating(own):
                 return generate(*args, past_key_values=own, use_cache=True, **kwargs)
         tokens = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         if isinstance(tokens, torch.Tensor):
             given.align(tokens, kwargs.get("attention_mask"))
-        return generate(*args, past_key_values=given, use_cache=True, **kwargs)
+        with generating(given):
+            return generate(*args, past_key_values=given, use_cache=True, **kwargs)
 
     def close(self) -> None:
         """Leave the swarm, if the model entered it by itself."""

@@ -1,5 +1,7 @@
 """Which span a joining server should take. Pure: from a snapshot, what there is; nothing here moves anybody."""
 
+from collections.abc import Collection
+
 from corolla.terms import ModelId, PeerId, Snapshot, Span
 
 __all__ = ["choose_span", "claims_before", "coverage"]
@@ -20,14 +22,25 @@ def coverage(snapshot: Snapshot, model: ModelId, num_blocks: int) -> list[float]
     return blocks
 
 
-def claims_before(snapshot: Snapshot, peer: PeerId) -> Snapshot:
+def claims_before(snapshot: Snapshot, peer: PeerId, respected: Collection[tuple[PeerId, Span]] = ()) -> Snapshot:
     """Leave out whoever must give way to a joining peer: itself, and joining peers with a greater id.
 
     Servers that join at the same moment may choose the same span. When each looks again at what was claimed before
     it in this order, all but one of them see the collision, and their choices settle.
+
+    Args:
+        snapshot: Which servers there are.
+        peer: Who joins.
+        respected: Claims that it knew when it chose first. They count whatever the order of ids: whoever made them may
+            have settled long ago, and be loading.
     """
-    kept = [server for server in snapshot.announcements if server.state != "joining" or server.peer < peer]
-    return Snapshot(announcements=tuple(server for server in kept if server.peer != peer), age_s=snapshot.age_s)
+    kept = tuple(
+        server
+        for server in snapshot.announcements
+        if server.peer != peer
+        and (server.state != "joining" or server.peer < peer or (server.peer, server.span) in respected)
+    )
+    return Snapshot(announcements=kept, age_s=snapshot.age_s)
 
 
 def choose_span(snapshot: Snapshot, model: ModelId, num_blocks: int, length: int) -> Span:

@@ -157,9 +157,10 @@ class Server:
 
     async def _claim(self, model: Model) -> Span:
         """Choose a span and claim it; where others claim at the same time, look again until nobody moves."""
+        respected = {(server.peer, server.span) for server in self._gossip.snapshot().announcements}
         while True:
             chosen = self.config.blocks or choose_span(
-                claims_before(self._gossip.snapshot(), self.peer_id),
+                claims_before(self._gossip.snapshot(), self.peer_id, respected),
                 model.repository.model_id,
                 model.num_blocks,
                 model.span_blocks,

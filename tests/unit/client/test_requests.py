@@ -11,7 +11,7 @@ from corolla.client.gather import gather
 from corolla.client.requests import Batch, Pass, run_backward, run_forward
 from corolla.codec import encode
 from corolla.errors import NoChain, PeerBusy, PeerLost, PeerMisbehaved, PeerTimeout
-from corolla.terms import ModelId, Span
+from corolla.terms import ModelId, Span, Speed
 from corolla.wire import OpenSession, Output, SessionOpened, TensorMeta, Timing
 
 pytestmark = pytest.mark.anyio
@@ -50,17 +50,20 @@ async def test_several_hops_compute_what_one_does(hosts, taps):
 
 
 @pytest.mark.parametrize("broken", range(3))
-async def test_a_hop_that_is_lost_is_replaced_from_its_input_on(hosts, broken):
+@pytest.mark.parametrize("way", ["forward", "backward"])
+async def test_a_hop_that_is_lost_is_replaced_from_its_input_on(hosts, until, broken, way):
     expected, expected_grad_BTD = await reference(hosts)
-    async with hosts.chain(*SPANS) as chain, hosts.chain(*SPANS) as spare, hosts.swarm() as swarm:
-        for way in ("forward", "backward"):
-            hosts.network.drop_after((chain if way == "forward" else spare)[broken].peer, 300)
-            if way == "forward":
-                done = await run_forward(swarm, TARGET, batch())
-                assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
-            else:
-                grad_BTD = await run_backward(swarm, TARGET, batch(), done.inputs, ones(done))
-                assert torch.equal(grad_BTD, expected_grad_BTD)
+    async with hosts.chain(*SPANS) as chain, hosts.host("0:4") as spare, hosts.swarm() as swarm:
+        await spare.announce(speed=Speed(decode_tokens_per_s=0.01, prefill_tokens_per_s=1))  # the last choice
+        await until(lambda: any(found.speed for found in swarm.snapshot().announcements))
+        if way == "forward":
+            hosts.network.cut(chain[broken].peer)
+        done = await run_forward(swarm, TARGET, batch())
+        assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
+        if way == "backward":
+            hosts.network.cut(chain[broken].peer)
+        assert torch.equal(await run_backward(swarm, TARGET, batch(), done.inputs, ones(done)), expected_grad_BTD)
+        assert chain[broken].peer in swarm._bans.banned(0.0)
 
 
 async def test_gradients_go_back_through_the_parts_of_a_run_that_no_server_has_any_more(hosts):
@@ -114,13 +117,14 @@ def lying(*shapes, metas=None):
         (lying((2, 5, 64), metas=(TensorMeta("raw", "float32", (2, 5, 64), 99),)), "99 payload bytes"),
     ],
 )
-async def test_an_answer_that_does_not_fit_the_question_is_misbehaviour(hosts, answer, words):
+async def test_an_answer_that_does_not_fit_the_question_is_misbehaviour(hosts, until, answer, words):
     async with hosts.host("0:4", answer=answer) as liar, hosts.swarm(attempts=1) as swarm:
         with pytest.raises(PeerMisbehaved, match=words) as caught:
             await run_forward(swarm, TARGET, batch())
         assert caught.value.peer == liar.peer
         assert liar.peer in swarm._bans.banned(0.0)
         async with hosts.host("0:4") as honest:
+            await until(lambda: len(swarm.snapshot().announcements) == 2)
             await run_forward(swarm, TARGET, batch())
             session = Session(swarm, TARGET, rows=1, max_tokens=64)
             await session.open()

@@ -134,7 +134,7 @@ async def test_servers_that_join_at_once_share_the_blocks(directory):
     first = Life(network, directory, num_blocks=2)
     async with living(first):
         await first.until("online")
-        others = [Life(network, directory, [first.address], num_blocks=1, settle_s=0.2) for _ in range(2)]
+        others = [Life(network, directory, [first.address], num_blocks=1, settle_s=0.5) for _ in range(2)]
         async with living(*others):
             for life in others:
                 await life.until("online")
