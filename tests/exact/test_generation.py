@@ -298,6 +298,16 @@ def test_beams_in_a_session_are_followed_by_another_batch_of_as_many_rows(pair):
     assert torch.equal(actual, pair.local.generate(next_BT, max_new_tokens=6, **GREEDY))
 
 
+def test_an_empty_session_takes_any_number_of_rows(llama):
+    with llama.remote.session(64) as session:
+        for rows in (1, 3, 2):
+            said = llama.remote.generate(prompt(rows), max_new_tokens=4, session=session, **GREEDY)
+            assert torch.equal(said, llama.local.generate(prompt(rows), max_new_tokens=4, **GREEDY))
+            with pytest.raises(UsageError, match=f"a prompt of 4 rows in a session of {rows}"):
+                llama.remote.generate(prompt(4), max_new_tokens=4, session=session, **GREEDY)
+            session.position = 0
+
+
 def test_a_batch_in_a_session_keeps_its_padding(llama, sent):
     ids_BT, mask_BT = ragged()
     with llama.remote.session(64) as session:

@@ -89,6 +89,13 @@ def test_gradients_of_a_padded_batch_are_equal(pair):
         assert torch.equal(mine, theirs)
 
 
+def test_gradients_of_gradients_are_refused(llama):
+    hidden_BTD = torch.randn(1, 3, 64, requires_grad=True)
+    (grad_BTD,) = torch.autograd.grad(llama.remote.blocks(hidden_BTD).square().sum(), hidden_BTD, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_BTD.sum().backward()
+
+
 def test_a_batch_is_cut_into_requests_of_bounded_size(llama):
     config = ClientConfig(codec="raw", batch_tokens=10)  # 9 tokens a row: a request for each
     expected = gradients(llama.local)

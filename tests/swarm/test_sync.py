@@ -53,6 +53,15 @@ def test_a_closed_swarm_says_so(servers, model):
             use()
 
 
+def test_closing_a_swarm_ends_its_sessions(servers, model):
+    session = model.session(64)
+    model.generate(PROMPT_BT, session=session, **GREEDY)
+    assert sessions(servers) == [1, 1]
+    model.swarm.close()
+    assert sessions(servers) == [0, 0]
+    session.close()
+
+
 @pytest.mark.anyio
 async def test_closing_cancels_the_calls_of_other_threads(servers):
     swarm = await anyio.to_thread.run_sync(Swarm, servers.address)

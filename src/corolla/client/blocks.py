@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from corolla.client.directory import Target
 from corolla.client.gather import gather
@@ -146,6 +147,7 @@ class _RemoteFunction(torch.autograd.Function):
         return output_BTD, *(torch.cat([one.taps[block] for one in passes]) for block in batch.taps)
 
     @staticmethod
+    @once_differentiable
     def backward(
         context: torch.autograd.function.FunctionCtx, *grads_BTD: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:

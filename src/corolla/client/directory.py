@@ -6,7 +6,7 @@ Owns the client's endpoint and bans. Knows nothing of tensors.
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Self
 import anyio
 
 from corolla.client.config import ClientConfig
+from corolla.client.gather import gather
 from corolla.errors import Error, NoChain, SwarmError, ungrouped
 from corolla.routing import Bans, Demand, find_chain
 from corolla.swarm import Channel, Contacts, Directory, Endpoint, Identity, Pings, SwarmConfig, TlsTransport, Watcher
@@ -61,6 +62,7 @@ class AsyncSwarm:
         self._bans = Bans()
         self._stack = AsyncExitStack()
         self._failure: Error | None = None
+        self._closers: set[Callable[[], Awaitable[None]]] = set()
 
     async def __aenter__(self) -> Self:
         """Enter the swarm.
@@ -88,7 +90,22 @@ class AsyncSwarm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End what is still open, and leave."""
+        with anyio.CancelScope(shield=True):  # bounded: whoever closes has limits of its own
+            await gather([(close, ()) for close in self._closers])
         await self._stack.aclose()
+
+    def close_with(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have something closed when this peer leaves, if it was not before; see :meth:`closed`.
+
+        Args:
+            close: What to call; doing so twice must do no harm.
+        """
+        self._closers.add(close)
+
+    def closed(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Take :meth:`close_with` back."""
+        self._closers.discard(close)
 
     def snapshot(self) -> Snapshot:
         """Give the present view of the swarm."""

@@ -6,6 +6,7 @@ Owns the bookkeeping between padded batches, which transformers has, and rows wi
 # B batch rows, T new tokens, P stored positions, D model width, N packed tokens
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -105,7 +106,8 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         self._is_closed = True
         session, self._session = self._session, None
         if session is not None:
-            self._swarm.call(session.close)
+            with suppress(SessionClosed):  # the swarm was closed before, and the session with it
+                self._swarm.call(session.close)
 
     def align(self, tokens_BP: torch.Tensor, attention_mask_BP: torch.Tensor | None) -> None:
         """Rewind to the longest prefix that a new prompt shares with the stored tokens, and leave it a token to feed.
@@ -203,6 +205,9 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
                 f"{length} tokens are more than the {self._context_tokens} that this model was made for; "
                 "shorten the prompt"
             )
+        if self._session is not None and self._position == 0 and rows != len(self._pads):
+            self._swarm.call(self._session.close)  # nothing is stored, so it may as well have other rows
+            self._session = None
         if self._session is None:
             expected = max(self.max_tokens or self._swarm.config.max_tokens, length)
             session = Session(self._swarm.core, self._target, rows=rows, max_tokens=min(expected, self._context_tokens))

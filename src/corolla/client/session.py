@@ -118,6 +118,7 @@ class Session:
         """
         router = ModelRouter(self._swarm, self._target, tokens=self._rows * self._max_tokens)
         await try_chains(router, self._open_on, attempts=self._swarm.config.attempts)
+        self._swarm.close_with(self.close)
 
     async def step(self, tokens: StepTokens, *, taps: Sequence[int] = ()) -> StepResult:
         """Run new tokens through all blocks. One step at a time.
@@ -156,6 +157,7 @@ class Session:
     async def close(self) -> None:
         """End the session on every hop; the servers free its pages. Doing it twice does no harm."""
         self._ended = self._ended or SessionClosed("it was closed")
+        self._swarm.closed(self.close)
         stack, self._stack = self._stack, AsyncExitStack()
         hops, self._hops = self._hops, []
         async with stack:
