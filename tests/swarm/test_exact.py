@@ -2,7 +2,10 @@
 
 # B batch, T tokens
 
-from contextlib import contextmanager
+import json
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import anyio
@@ -32,43 +35,36 @@ def smollm2():
     return repository.fetch(set(repository.weight_map.values()))
 
 
-class Case:
-    """A model in one piece and a swarm of processes that has it in one, in two and in three pieces."""
+def chains_of(count):
+    """The spans of a model's servers, so that it has chains of one, two and three hops."""
+    third, most = count // 3, count - count // 3
+    return {
+        1: [f"0:{count}"],
+        2: [f"0:{third}", f"{third}:{count}"],
+        3: [f"0:{third}", f"{third}:{most}", f"{most}:{count}"],
+    }
 
-    def __init__(self, directory, count, logs):
+
+class Case:
+    """A model in one piece, and the addresses of servers that have it in one, in two and in three pieces."""
+
+    def __init__(self, directory, count, servers):
         self.directory = str(directory)
-        self.count = count
-        third, most = count // 3, count - count // 3
-        self.chains = {
-            1: [f"0:{count}"],
-            2: [f"0:{third}", f"{third}:{count}"],
-            3: [f"0:{third}", f"{third}:{most}", f"{most}:{count}"],
-        }
-        self.spans = [*dict.fromkeys(span for spans in self.chains.values() for span in spans)]
-        self.servers = LocalSwarm(self.directory, self.spans, *SERVER, logs=logs)
+        self.chains = chains_of(count)
+        self.servers = servers
         self.local = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
     @contextmanager
     def model(self, hops):
         """The model with its blocks on a chain of so many hops."""
-        peers = [self.servers.servers[self.spans.index(span)].peer_id for span in self.chains[hops]]
+        peers = [self.servers[span].rpartition("/")[2] for span in self.chains[hops]]
         config = ClientConfig(codec="raw", allow_peers=tuple(peers))
-        with Swarm(self.servers.address, config=config) as swarm:
+        with Swarm([*self.servers.values()][0], config=config) as swarm:
             yield AutoModelForCausalLM.from_pretrained(self.directory, swarm=swarm, dtype=torch.float32)
 
     def prompt(self, tokens, seed):
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(3, 98, (1, tokens), generator=generator)
-
-
-@contextmanager
-def case_of(directory, logs):
-    transformers_logging.disable_progress_bar()
-    count = transformers.AutoConfig.from_pretrained(directory).num_hidden_layers
-    case = Case(directory, count, logs)
-    with case.servers:
-        case.servers.wait_until_online()
-        yield case
 
 
 def check(case):
@@ -101,13 +97,47 @@ async def check_together(model, prompts, expected):
             tasks.start_soon(check_one, name)
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "bloom", "qwen3_moe"])
-def test_a_tiny_model_says_the_same_over_one_two_and_three_servers(family, tmp_path):
-    directory = save_tiny_model(tmp_path / "model", family=family)
-    with case_of(directory, tmp_path) as case:
-        check(case)
-
-
 def test_smollm2_says_the_same_over_one_two_and_three_servers(smollm2, tmp_path):
-    with case_of(smollm2, tmp_path) as case:
-        check(case)
+    spans = [*dict.fromkeys(span for chain in chains_of(30).values() for span in chain)]
+    with LocalSwarm(str(smollm2), spans, *SERVER, logs=tmp_path) as servers:
+        servers.wait_until_online()
+        check(Case(smollm2, 30, {span: server.address for span, server in zip(spans, servers.servers, strict=True)}))
+
+
+# Processes take long to start, so three of them have the servers of all tiny models: no two hops of a chain are in one.
+PROGRAM = """
+import json, sys, torch
+from contextlib import ExitStack
+from corolla.testing import ThreadedSwarm
+torch.set_num_threads(1)
+with ExitStack() as stack:
+    for line in sys.stdin:
+        model, spans, peers = json.loads(line)
+        swarm = stack.enter_context(ThreadedSwarm(model, spans, peers=peers))
+        print(json.dumps({str(server.server.span): server.address for server in swarm.servers}), flush=True)
+"""
+SHARES = [["0:4", "0:1"], ["1:4", "3:4"], ["1:3"]]
+
+
+@pytest.fixture(scope="module")
+def programs():
+    with ExitStack() as stack:
+        command = [sys.executable, "-c", PROGRAM]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        yield [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in SHARES]
+
+
+def serve(program, model, spans, peers):
+    """Let a process serve some spans of a model too, and give the addresses."""
+    program.stdin.write(json.dumps([str(model), spans, peers]) + "\n")
+    program.stdin.flush()
+    return json.loads(program.stdout.readline())
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "bloom", "qwen3_moe"])
+def test_a_tiny_model_says_the_same_over_one_two_and_three_servers(family, programs, tmp_path):
+    transformers_logging.disable_progress_bar()
+    directory, servers = save_tiny_model(tmp_path / "model", family=family), {}
+    for program, spans in zip(programs, SHARES, strict=True):
+        servers |= serve(program, directory, spans, [*servers.values()][:1])
+    check(Case(directory, 4, servers))

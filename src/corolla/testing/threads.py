@@ -66,9 +66,9 @@ class ThreadedSwarm:
     Args:
         model: What they serve.
         spans: Which blocks each of them serves, ``start:stop``.
+        peers: Addresses of a swarm to join; none starts a swarm.
         engine: How they compute; by default on one thread each, with 32 MB for sessions.
         swarm: How they talk to each other.
-        lease_s: A session that says nothing for so long is ended.
         drain_s: How long sessions may go on when a server leaves.
 
     Attributes:
@@ -83,17 +83,18 @@ class ThreadedSwarm:
         model: str,
         spans: Sequence[str],
         *,
+        peers: Sequence[str] = (),
         engine: EngineConfig | None = None,
         swarm: SwarmConfig | None = None,
-        lease_s: float = 600.0,
         drain_s: float = 1.0,
     ) -> None:
         self.servers: list[ServerThread] = []
         self._model = model
         self._spans = [Span.parse(span) for span in spans]
+        self._peers = tuple(peers)
         self._engine = engine or EngineConfig(threads=1, kv_bytes=_KV_BYTES)
         self._swarm = swarm
-        self._times_s = (lease_s, drain_s)
+        self._drain_s = drain_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -123,15 +124,13 @@ class ThreadedSwarm:
             thread.life.result()
 
     async def _serve(self, span: Span, *, task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED) -> None:
-        lease_s, drain_s = self._times_s
         config = ServerConfig(
             model=self._model,
             blocks=span,
             host="127.0.0.1",
             port=0,
-            peers=tuple(thread.address for thread in self.servers[:1]),
-            lease_s=lease_s,
-            drain_s=drain_s,
+            peers=self._peers or tuple(thread.address for thread in self.servers[:1]),
+            drain_s=self._drain_s,
         )
         server = Server(config, engine=self._engine, swarm=self._swarm)
 
