@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -45,6 +46,16 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     after = threads(), processes(), sockets()
     stray = [thing for now, then in zip(after, before, strict=True) for thing in now - then]
     assert not stray, f"left behind: {stray}"
+
+
+@pytest.fixture(autouse=True)
+def leaves_logging_as_it_was() -> Iterator[None]:
+    """Undo what a test, or a command that it runs in this process, has set up for Corolla's log."""
+    root = logging.getLogger("corolla")
+    before = list(root.handlers), root.propagate, root.level
+    yield
+    root.handlers, root.propagate = before[:2]
+    root.setLevel(before[2])
 
 
 def watched(test):

@@ -2,20 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from corolla.telemetry import configure_logging, event, logger
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger("corolla")
-    before = root.handlers, root.propagate, root.level
-    yield
-    root.handlers, root.propagate = before[:2]
-    root.setLevel(before[2])
 
 
 def test_an_event_is_one_line_with_its_fields(capsys):
