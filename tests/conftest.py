@@ -17,7 +17,7 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ci")
 
-GRACE_S = 2.0  # for what is already ending when a test returns
+GRACE_S = 10.0  # for what is already ending when a test returns
 KNOWN_THREADS = (
     "AnyIO worker thread",  # idle ones are kept for the next test by the event loop of its module
     "asyncio_",  # the loop's own pool, likewise
@@ -49,13 +49,11 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def leaves_logging_as_it_was() -> Iterator[None]:
-    """Undo what a test, or a command that it runs in this process, has set up for Corolla's log."""
+def logging_as_it_comes() -> None:
+    """Undo what another test, or a command that it ran in this process, has set up for Corolla's log."""
     root = logging.getLogger("corolla")
-    before = list(root.handlers), root.propagate, root.level
-    yield
-    root.handlers, root.propagate = before[:2]
-    root.setLevel(before[2])
+    root.handlers, root.propagate = [], True
+    root.setLevel(logging.NOTSET)
 
 
 def watched(test):
