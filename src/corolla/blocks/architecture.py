@@ -3,12 +3,14 @@
 Knows Hugging Face configurations and nothing of weights, spans at work, or servers.
 """
 
+import json
 import threading
 from pathlib import Path
 from typing import Any, Final
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from corolla.errors import BadCheckpoint, UnsupportedModel, UsageError
 from corolla.terms import Span
@@ -38,17 +40,24 @@ def load_config(directory: Path) -> PreTrainedConfig:
         directory: Where the model's files are.
 
     Raises:
-        BadCheckpoint: If there is no readable ``config.json``.
+        BadCheckpoint: If there is no ``config.json``, or it is malformed.
         UnsupportedModel: If this version of transformers does not know the architecture.
     """
-    if not (directory / "config.json").is_file():
-        raise BadCheckpoint(f"{directory} has no config.json")
+    try:
+        raw = json.loads((directory / "config.json").read_bytes())
+        kind = raw["model_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadCheckpoint(f"the config.json in {directory} cannot be read: {error!r}; download it again") from error
+    if kind not in CONFIG_MAPPING:
+        custom = " It brings its own code, which is never run." if "auto_map" in raw else ""
+        raise UnsupportedModel(
+            f"the model in {directory} is of the type {kind!r}, which this version of transformers does not know."
+            f"{custom} Upgrade transformers, or choose a model of a type that it knows"
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except OSError as error:
-        raise BadCheckpoint(f"the config.json in {directory} cannot be read: {error}") from error
-    except (ValueError, KeyError) as error:
-        raise UnsupportedModel(f"the config.json in {directory} names no architecture known here: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise BadCheckpoint(f"the config.json in {directory} is malformed: {error}; tell its owner") from error
     return config
 
 

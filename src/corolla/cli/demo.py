@@ -8,9 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,7 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Given, Settings, load_settings, write_file
 from corolla.errors import PeerFailed, PeerTimeout, UsageError
-from corolla.hub import HubConfig, Repository, load_config, open_repository, stay_silent
-from corolla.terms import Span
+from corolla.hub import HubConfig, Repository, open_repository, stay_silent
 
 if TYPE_CHECKING:
     from corolla.cli.conversation import Conversation
@@ -107,7 +105,7 @@ def _enter(settings: Settings, model: str, address: str) -> "Conversation":
 
 
 @contextmanager
-def _start(model: str, shares: Sequence[Span], logs: Path) -> Iterator[list["ServerProcess"]]:
+def _start(model: str, shares: Sequence[int], logs: Path) -> Iterator[list["ServerProcess"]]:
     """Start all servers at once; the first hears that it is alone, the others wait to hear of it."""
     from corolla.testing.processes import ServerProcess
 
@@ -115,16 +113,16 @@ def _start(model: str, shares: Sequence[Span], logs: Path) -> Iterator[list["Ser
     with ExitStack() as stack:
         for number, share in enumerate(shares, start=1):
             name, threads = f"server{number}", str(_threads(len(shares)))
-            arguments = ["--config", str(logs / "settings.toml"), "--blocks", str(share), "--name", name]
-            arguments += ["--threads", threads, "--log-level", "info", "--peers-from-stdin"]
-            server = ServerProcess(model, *arguments, log=logs / f"{name}.log")
+            arguments = ["--config", str(logs / "settings.toml"), "--num-blocks", str(share), "--name", name]
+            arguments += ["--threads", threads, "--log-level", "info"]
+            server = ServerProcess(model, *arguments, peers=None, log=logs / f"{name}.log")
             servers.append(stack.enter_context(server))
-        _introduce(servers[0], "")
+        servers[0].introduce([])
         try:
             yield servers
         finally:
             for server in servers:  # all hear it before the first is waited for
-                _close(server)
+                server.leave()
 
 
 async def _bring_up(
@@ -146,7 +144,7 @@ async def _bring_up(
         with anyio.move_on_after(limit_s) as limit:
             await reach(servers[0], "listening")
             for server in servers[1:]:
-                _introduce(server, servers[0].address)
+                server.introduce([servers[0].address])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(enter)
                 for server in servers:
@@ -155,20 +153,6 @@ async def _bring_up(
             raise PeerTimeout(f"not all servers were online within {limit_s:.0f} s")
         showing.cancel_scope.cancel()
     output.note(f"{len(servers)} servers are online: {_describe_spans(servers)}", "green")
-
-
-def _introduce(server: "ServerProcess", peers: str) -> None:
-    pipe = server.process.stdin
-    if pipe is not None:
-        with suppress(BrokenPipeError):  # it has ended; whoever waits for it will tell
-            pipe.write(f"{peers}\n".encode())
-            pipe.flush()
-
-
-def _close(server: "ServerProcess") -> None:
-    if server.process.stdin is not None:
-        with suppress(BrokenPipeError):
-            server.process.stdin.close()
 
 
 async def _show_states(servers: Sequence["ServerProcess"], output: Output) -> None:
@@ -217,12 +201,14 @@ def _count_blocks(repository: Repository) -> int:
     raw = json.loads((repository.metadata_directory() / "config.json").read_bytes())
     count = raw.get("num_hidden_layers")
     if not isinstance(count, int):
-        count = load_config(repository).get_text_config(decoder=True).num_hidden_layers
+        from corolla.blocks import load_config
+
+        count = load_config(repository.metadata_directory()).get_text_config(decoder=True).num_hidden_layers
     return int(count)
 
 
-def split(blocks: int, servers: int) -> list[Span]:
-    """Share a model evenly.
+def split(blocks: int, servers: int) -> list[int]:
+    """Share a model evenly: how many blocks each server gets.
 
     Args:
         blocks: How many blocks it has.
@@ -233,8 +219,7 @@ def split(blocks: int, servers: int) -> list[Span]:
     """
     if servers > blocks:
         raise UsageError(f"the model has {blocks} blocks, so at most {blocks} servers can share it, not {servers}")
-    cuts = [blocks * number // servers for number in range(servers + 1)]
-    return [Span(start, stop) for start, stop in pairwise(cuts)]
+    return [blocks // servers + (number < blocks % servers) for number in range(servers)]
 
 
 def _threads(processes: int) -> int:

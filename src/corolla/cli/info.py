@@ -13,7 +13,7 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.errors import UsageError
-from corolla.hub import HubConfig, Progress, load_config, open_repository
+from corolla.hub import HubConfig, Progress, open_repository
 from corolla.swarm import SwarmConfig
 from corolla.terms import Announcement, DType, ModelId, Snapshot, Span
 
@@ -80,10 +80,10 @@ def _describe(name: str, hub: HubConfig, report: Progress) -> _Model:
     """Read a model's small files and test its family."""
     import torch
 
-    from corolla.blocks import check_family, context_tokens, hidden_size, num_blocks, weight_bytes
+    from corolla.blocks import check_family, context_tokens, hidden_size, load_config, num_blocks, weight_bytes
 
     repository = open_repository(name, config=hub, report=report)
-    config = load_config(repository)
+    config = load_config(repository.metadata_directory())
     family = check_family(config)
     blocks = num_blocks(config)
     middle = Span(blocks // 2, blocks // 2 + 1)  # the first and the last are special in some families

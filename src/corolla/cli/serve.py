@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 
 import anyio
-import torch
 
 from corolla.cli.config import OutputConfig, ParentConfig
 from corolla.cli.console import Output
@@ -64,12 +63,9 @@ def serve(settings: Settings) -> int:
         if not line:
             return INTERRUPTED  # the parent has ended meanwhile
         server_config = replace(server_config, peers=tuple(line.split()))
-    engine_config = settings.get(EngineConfig)
-    if engine_config.threads is not None:
-        torch.set_num_threads(engine_config.threads)  # already for the test of the family, which is before the engine
     server = Server(
         server_config,
-        engine=engine_config,
+        engine=settings.get(EngineConfig),
         swarm=settings.get(SwarmConfig),
         hub=settings.get(HubConfig),
     )

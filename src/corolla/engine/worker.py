@@ -6,6 +6,8 @@ Owns the thread, and with it the rows of every step under way. The event loop on
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,9 +19,26 @@ from corolla.engine.work import ForwardWork, Result, StepWork
 from corolla.errors import InternalError, PeerBusy
 from corolla.telemetry import event, logger
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "computing_threads"]
 
 _LOG = logger(__name__)
+
+
+@contextmanager
+def computing_threads(config: EngineConfig) -> Iterator[None]:
+    """Compute with as many threads as the settings say while the body runs on the present one.
+
+    Args:
+        config: Says how many.
+    """
+    # The number holds for the thread that sets it and for those still to come. A thread that sets none does its first
+    # sums with another number than the later ones, so with another result.
+    usual_threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or usual_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual_threads)
 
 
 class Worker:
@@ -68,17 +87,13 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
-        # The number holds for the thread that sets it and for those still to come. A thread that sets none does its
-        # first sums with another number than the later ones, so with another result.
-        usual_threads = torch.get_num_threads()
-        torch.set_num_threads(self._config.threads or usual_threads)
-        try:
-            while self._tick():
-                pass
-        finally:  # also after a bug of our own: nobody waits for ever
-            for work in self._drop_all():
-                work.deliver(_leaving())
-            torch.set_num_threads(usual_threads)
+        with computing_threads(self._config):
+            try:
+                while self._tick():
+                    pass
+            finally:  # also after a bug of our own: nobody waits for ever
+                for work in self._drop_all():
+                    work.deliver(_leaving())
 
     def _tick(self) -> bool:
         # In a frame of its own, so that whoever waits for the next tick does not keep the last one's rows in memory.

@@ -7,7 +7,7 @@ never runs code that comes with a model.
 from corolla.hub.config import HubConfig
 from corolla.hub.manifest import Manifest
 from corolla.hub.progress import Progress, Unit, stay_silent
-from corolla.hub.repository import Repository, load_config, load_tokenizer, open_repository
+from corolla.hub.repository import Repository, load_tokenizer, open_repository
 
 __all__ = [
     "HubConfig",
@@ -15,7 +15,6 @@ __all__ = [
     "Progress",
     "Repository",
     "Unit",
-    "load_config",
     "load_tokenizer",
     "open_repository",
     "stay_silent",

@@ -17,6 +17,7 @@ __all__ = [
     "INDEX_FILE",
     "METADATA_FILES",
     "SINGLE_FILE",
+    "VOCABULARY_FILES",
     "check_map",
     "choose_weights",
     "read_config",
@@ -31,14 +32,9 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 """Which file holds which tensor, where there are several."""
 
-METADATA_FILES = (
-    "config.json",
-    "generation_config.json",
+VOCABULARY_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
     "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -46,6 +42,16 @@ METADATA_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
     "tiktoken.model",
+    "added_tokens.json",
+)
+"""The files that map text to token ids."""
+
+METADATA_FILES = (
+    *VOCABULARY_FILES,
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
 )

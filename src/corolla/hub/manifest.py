@@ -10,24 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from corolla.hub.checkpoint import read_config
+from corolla.hub.checkpoint import VOCABULARY_FILES, read_config
 from corolla.terms import ModelId
 
 __all__ = ["Manifest", "describe"]
 
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "torch_dtype", "dtype"})
-_VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "tiktoken.model",
-    "added_tokens.json",
-)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +65,7 @@ def describe(directory: Path, files: Mapping[str, str], revision: str | None = N
         tokenizer_sha256=_hash_json(
             {
                 name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
-                for name in _VOCABULARY_FILES
+                for name in VOCABULARY_FILES
                 if (directory / name).is_file()
             }
         ),

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from corolla.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
-from corolla.hub.checkpoint import read_config
+from corolla.errors import BadCheckpoint, ModelNotFound
 from corolla.hub.config import HubConfig
 from corolla.hub.demo import DEMO_NAME, demo_directory, open_demo
 from corolla.hub.disk import using_cache
@@ -23,9 +22,9 @@ from corolla.hub.remote import open_remote
 from corolla.terms import ModelId
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Repository", "load_config", "load_tokenizer", "open_repository"]
+__all__ = ["Repository", "load_tokenizer", "open_repository"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -115,37 +114,6 @@ def _suggest(name: str, directory: Path) -> str:
     beside = [path.name for path in directory.parent.iterdir() if path.is_dir()] if directory.parent.is_dir() else []
     near = difflib.get_close_matches(directory.name, [DEMO_NAME, *beside], n=3)
     return f"did you mean {' or '.join(near)}? Else " if near else ""
-
-
-def load_config(repository: Repository) -> "PreTrainedConfig":
-    """Read the architecture of a model.
-
-    Args:
-        repository: The model.
-
-    Returns:
-        Its configuration, as transformers understands it.
-
-    Raises:
-        UnsupportedModel: If transformers does not know the architecture; code that comes with a model is never run.
-        BadCheckpoint: If the configuration is malformed.
-        ModelError: If it cannot be had.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    directory = repository.metadata_directory()
-    raw = read_config(directory / "config.json")
-    if raw["model_type"] not in CONFIG_MAPPING:
-        custom = " It brings its own code, which is never run." if "auto_map" in raw else ""
-        raise UnsupportedModel(
-            f"{repository.name} is of the type {raw['model_type']!r}, which this version of transformers does not "
-            f"know.{custom} Upgrade transformers, or choose a model of a type that it knows"
-        )
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise BadCheckpoint(f"the config.json of {repository.name} is malformed: {error}; tell its owner") from error
 
 
 def load_tokenizer(repository: Repository) -> "PreTrainedTokenizerBase":

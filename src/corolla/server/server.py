@@ -11,7 +11,7 @@ import anyio
 
 from corolla import __version__
 from corolla.blocks import BlockSpan, context_tokens
-from corolla.engine import Engine, EngineConfig, Load
+from corolla.engine import Engine, EngineConfig, Load, computing_threads
 from corolla.errors import ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
 from corolla.routing import choose_span, claims_before
@@ -131,8 +131,7 @@ class Server:
             await self._gossip.join()
             tasks.start_soon(self._gossip.run)
             await reach("joined")
-            model = await anyio.to_thread.run_sync(open_model, self.config, self._hub_config, report)
-            self._model = model
+            model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             span = await self._claim(model)
             await reach("claimed")
             blocks = await anyio.to_thread.run_sync(load_blocks, model, span, report)
@@ -150,6 +149,10 @@ class Server:
                 await self._drain(engine)
             await self._gossip.leave()
             tasks.cancel_scope.cancel()
+
+    def _open_model(self, report: Progress) -> Model:
+        with computing_threads(self._engine_config):  # the test of the family computes
+            return open_model(self.config, self._hub_config, report)
 
     def _make_engine(self, blocks: BlockSpan, model: Model) -> Engine:
         context = context_tokens(model.config) or MAX_STEP_TOKENS
@@ -169,7 +172,7 @@ class Server:
                 return chosen
             self.span = chosen
             await self._announce("joining")
-            if self.config.blocks is None and self.config.peers:
+            if self.config.blocks is None:
                 await anyio.sleep(self.config.settle_s)
 
     async def _refresh_until_stopped(self) -> None:

@@ -3,8 +3,9 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from corolla.blocks import load_config
 from corolla.errors import BadCheckpoint, ModelError
-from corolla.hub import HubConfig, demo, load_config, load_tokenizer, open_repository
+from corolla.hub import HubConfig, demo, load_tokenizer, open_repository
 from corolla.hub.checkpoint import SINGLE_FILE
 from corolla.hub.demo import demo_directory
 
@@ -34,9 +35,9 @@ def test_it_answers(demo_config):
 
 def test_its_head_is_tied_and_stored_once(demo_config):
     repository = open_repository("smollm2", config=demo_config)
-    assert load_config(repository).tie_word_embeddings
+    assert load_config(repository.metadata_directory()).tie_word_embeddings
     assert "lm_head.weight" not in repository.weight_map
-    assert len(repository.weight_map) == 2 + 9 * load_config(repository).num_hidden_layers
+    assert len(repository.weight_map) == 2 + 9 * load_config(repository.metadata_directory()).num_hidden_layers
 
 
 @pytest.mark.parametrize("text", ["It costs 3,000.50 in 2024!", "x=10\n  y=200\n", "½ of  3 \t日本語", "don't"])

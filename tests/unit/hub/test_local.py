@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from corolla.blocks import load_config
 from corolla.errors import BadCheckpoint, ModelNotFound, UnsupportedModel, UsageError
-from corolla.hub import HubConfig, Manifest, load_config, load_tokenizer, open_repository
+from corolla.hub import HubConfig, Manifest, load_tokenizer, open_repository
 from corolla.hub.checkpoint import INDEX_FILE, SINGLE_FILE
 
 
@@ -221,20 +222,20 @@ def test_a_config_may_hold_infinity(single, config):
 
 
 def test_the_configuration_is_loaded(single, config):
-    assert load_config(open_repository(str(single), config=config)).num_hidden_layers == 4
+    assert load_config(open_repository(str(single), config=config).metadata_directory()).num_hidden_layers == 4
 
 
 def test_an_unknown_architecture_is_named_and_its_code_never_run(single, config):
     (single / "code.py").write_text("raise SystemExit('run')")
     change_json(single / "config.json", model_type="novel", auto_map={"AutoConfig": "code.Config"})
     with pytest.raises(UnsupportedModel, match="'novel'.*its own code, which is never run"):
-        load_config(open_repository(str(single), config=config))
+        load_config(open_repository(str(single), config=config).metadata_directory())
 
 
 def test_a_configuration_with_impossible_values_is_refused(single, config):
     change_json(single / "config.json", hidden_size="wide")
     with pytest.raises(BadCheckpoint, match="malformed"):
-        load_config(open_repository(str(single), config=config))
+        load_config(open_repository(str(single), config=config).metadata_directory())
 
 
 def test_a_model_without_tokenizer_says_so(single, config):

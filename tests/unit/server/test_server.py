@@ -142,6 +142,18 @@ async def test_servers_that_join_at_once_share_the_blocks(directory):
             assert {block for span in spans for block in range(span.start, span.stop)} == {0, 1, 2, 3}
 
 
+async def test_the_first_server_of_a_swarm_gives_way_to_one_that_joins_meanwhile(directory):
+    network = MemoryNetwork()
+    first = Life(network, directory, num_blocks=2, settle_s=0.5)
+    async with living(first):
+        await first.until("listening")
+        other = Life(network, directory, [first.address], num_blocks=2, settle_s=0.5)
+        async with living(other):
+            for life in (first, other):
+                await life.until("online")
+            assert {first.server.span, other.server.span} == {Span(0, 2), Span(2, 4)}
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
