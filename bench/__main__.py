@@ -15,7 +15,11 @@ def main(names: list[str]) -> None:
     Args:
         names: Modules of this folder; empty for all.
     """
-    known = [found.name for found in pkgutil.iter_modules(bench.__path__) if found.name not in ("__main__", "report")]
+    known = [
+        found.name
+        for found in pkgutil.iter_modules(bench.__path__)
+        if not found.ispkg and found.name not in ("__main__", "report")
+    ]
     if unknown := set(names) - set(known):
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
