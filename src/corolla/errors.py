@@ -6,7 +6,8 @@
     ├── UsageError          the caller's mistake
     │   ├── ConfigError         a setting that is unknown or impossible
     │   ├── SessionClosed       a session used after its end
-    │   └── ContextTooLong      more tokens than the model or the lease has room for
+    │   ├── ContextTooLong      more tokens than the model or the lease has room for
+    │   └── NotAMember          no invite to the private swarm, or one that does not hold or allow it
     ├── SwarmError          the network's condition
     │   ├── NoChain             some blocks have no server
     │   └── BootstrapFailed     no peer of the swarm could be reached
@@ -17,6 +18,7 @@
     │   ├── PeerBusy            has no room now; says when to come back
     │   ├── PeerOutdated        speaks another version of the protocol
     │   ├── PeerFailed          failed by its own account
+    │   ├── PeerStranger        is no member of this private swarm
     │   └── PeerMisbehaved      sent something that an honest peer never sends
     ├── WireError           bytes that break the protocol
     │   ├── LocalProtocolError  we were about to send them (our bug)
@@ -57,12 +59,14 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "NoChain",
+    "NotAMember",
     "PeerBusy",
     "PeerError",
     "PeerFailed",
     "PeerLost",
     "PeerMisbehaved",
     "PeerOutdated",
+    "PeerStranger",
     "PeerTimeout",
     "PeerUnreachable",
     "RemoteProtocolError",
@@ -123,6 +127,13 @@ class ContextTooLong(UsageError):
     """More tokens than the model's context or the session's lease can hold."""
 
     code = "context_too_long"
+
+
+class NotAMember(UsageError):
+    """A private swarm turned this peer away: its invite is missing, over, or not for what it wants."""
+
+    code = "not_a_member"
+    http_status = 403
 
 
 class SwarmError(Error):
@@ -202,6 +213,13 @@ class PeerFailed(PeerError):
     """The peer reported an internal failure of its own."""
 
     code = "peer_failed"
+
+
+class PeerStranger(PeerError):
+    """The peer has not proved that it is a member of this private swarm."""
+
+    code = "peer_stranger"
+    ban_s = 600.0
 
 
 class PeerMisbehaved(PeerError):

@@ -127,6 +127,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         sessions: How many sessions it serves now.
         version: The release of Corolla that it runs.
         name: What its owner calls it; for people only.
+        membership: In a private swarm, the proof that it belongs there.
     """
 
     peer: _PeerId
@@ -144,6 +145,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     sessions: _Count = 0
     version: _Name = ""
     name: _Name = ""
+    membership: Annotated[bytes, Meta(max_length=512)] = b""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

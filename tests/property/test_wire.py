@@ -18,6 +18,7 @@ from corolla.wire import (
     Forward,
     FrameDecoder,
     Gradients,
+    Greeting,
     Message,
     OpenSession,
     Output,
@@ -67,6 +68,9 @@ PLAIN = (Ack, Ping, Pong, CloseSession, Closed, Subscribe)
 MESSAGES = {
     **{kind: st.builds(kind) for kind in PLAIN},
     Failure: st.builds(Failure, code=NAME, message=st.text(max_size=64), retry_after_s=st.none() | SECONDS),
+    Greeting: st.builds(
+        Greeting, proof=st.binary(max_size=512), number=st.integers(-1, 2**53), revoked=st.none() | st.binary()
+    ),
     OpenSession: st.builds(
         OpenSession, model=MODEL, span=SPAN, rows=st.integers(1, 1024), max_tokens=st.integers(1, 1 << 20), codec=NAME
     ),

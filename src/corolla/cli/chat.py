@@ -17,6 +17,7 @@ SECTIONS = ("chat", "client", "swarm", "hub")
 MODEL_FLAGS = (
     Flag("chat.model", "MODEL"),
     Flag("chat.peers", "--peer"),
+    Flag("swarm.invite"),
     Flag("chat.max_new_tokens"),
     Flag("chat.temperature"),
     Flag("chat.top_p"),

@@ -62,12 +62,13 @@ class Conversation:
 
     def __init__(self, settings: Settings, report: Progress) -> None:
         self._config = settings.get(ChatConfig)
-        if not self._config.peers:
+        swarm = settings.get(SwarmConfig)
+        if not (self._config.peers or swarm.invite):
             raise UsageError("no peer of a swarm is given: add --peer tls://host:port, as corolla serve prints it")
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
         client, hub = settings.get(ClientConfig), settings.get(HubConfig)
-        self._swarm = Swarm(self._config.peers, config=client, swarm_config=settings.get(SwarmConfig))
+        self._swarm = Swarm(self._config.peers, config=client, swarm_config=swarm)
         try:
             self.name = self._config.model or only_model(self._swarm.snapshot())
             self._model = AutoModelForCausalLM.from_pretrained(

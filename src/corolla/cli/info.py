@@ -42,7 +42,13 @@ class _Model(TypedDict):
 
 @command(
     sections=("chat", "client", "swarm", "hub"),
-    flags=(Flag("chat.model", "MODEL"), Flag("chat.peers", "--peer"), Flag("output.json"), Flag("output.quiet")),
+    flags=(
+        Flag("chat.model", "MODEL"),
+        Flag("chat.peers", "--peer"),
+        Flag("swarm.invite"),
+        Flag("output.json"),
+        Flag("output.quiet"),
+    ),
 )
 def info(settings: Settings) -> None:
     """Show what a model is, and who serves it.
@@ -50,7 +56,8 @@ def info(settings: Settings) -> None:
     Who serves it is seen from a --peer of the swarm; without MODEL, it is the only model that the swarm has.
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
-    snapshot = _look_at_swarm(settings, config.peers) if config.peers else None
+    is_in_swarm = config.peers or settings.get(SwarmConfig).invite
+    snapshot = _look_at_swarm(settings, config.peers) if is_in_swarm else None
     name = config.model
     if name is None and snapshot is not None:
         from corolla.cli.conversation import only_model

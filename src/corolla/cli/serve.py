@@ -30,6 +30,7 @@ __all__ = ["serve"]
     flags=(
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
+        Flag("swarm.invite"),
         Flag("server.blocks"),
         Flag("server.num_blocks"),
         Flag("server.dtype"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +19,18 @@ from corolla.client.config import ClientConfig
 from corolla.client.gather import gather
 from corolla.errors import Error, NoChain, SwarmError, ungrouped
 from corolla.routing import Bans, Demand, find_chain
-from corolla.swarm import Channel, Contacts, Directory, Endpoint, Identity, Pings, SwarmConfig, TlsTransport, Watcher
+from corolla.swarm import (
+    Channel,
+    Contacts,
+    Directory,
+    Endpoint,
+    Identity,
+    Pings,
+    SwarmConfig,
+    TlsTransport,
+    Watcher,
+    spread_revocations,
+)
 from corolla.swarm.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Announcement, Chain, Hop, ModelId, PeerId, Snapshot, Span
@@ -56,7 +68,9 @@ class AsyncSwarm:
         identity = Identity.generate()  # a client needs no name that lasts
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
         self._endpoint = Endpoint(identity, [make(identity)], self._swarm_config)
-        directory, contacts = Directory(self._swarm_config), Contacts(peers)
+        membership = self._endpoint.membership
+        directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
+        contacts = Contacts([*peers, *(membership.invite.peers if membership else ())])
         self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()
@@ -85,6 +99,7 @@ class AsyncSwarm:
             if self._failure is not None:
                 raise self._failure
             tasks.start_soon(self._ping_often)
+            tasks.start_soon(partial(spread_revocations, self._endpoint, self.snapshot, rng=random.Random()))
             self._stack = stack.pop_all()
 
     async def __aexit__(

@@ -6,6 +6,7 @@ Everything asynchronous runs there; nothing here decides anything.
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -31,23 +32,28 @@ class Swarm:
 
     Args:
         peers: An address of a peer of the swarm, or several: ``tls://host:port``, with or without ``/<peer id>``.
+        invite: An invite to a private swarm, or the path of a file with one; the addresses in it are peers as well.
         config: How to talk to servers.
         swarm_config: How to talk to the swarm.
         transport: Makes this peer's way of sending bytes; ``None`` for TLS over TCP.
 
     Raises:
         ConfigError: If an address cannot be read.
+        UsageError: If the invite is none, or has expired.
         BootstrapFailed: If none of the peers answers.
     """
 
     def __init__(
         self,
-        peers: str | Sequence[str],
+        peers: str | Sequence[str] = (),
         *,
+        invite: str | None = None,
         config: ClientConfig | None = None,
         swarm_config: SwarmConfig | None = None,
         transport: Callable[[Identity], Transport] | None = None,
     ) -> None:
+        if invite is not None:
+            swarm_config = replace(swarm_config or SwarmConfig(), invite=invite)
         self.core = AsyncSwarm(
             [peers] if isinstance(peers, str) else list(peers),
             config=config,

@@ -15,7 +15,7 @@ import torch
 from corolla.codec import check_preference, decode, encode
 from corolla.engine import Engine, Result, SessionRows
 from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionClosed, SwarmError, UsageError
-from corolla.swarm import Channel, Gossip
+from corolla.swarm import Channel, Gossip, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
@@ -84,6 +84,7 @@ class Handler:
         self, channel: Channel, message: Forward | Backward, payload: memoryview, deadline_s: float | None
     ) -> None:
         try:
+            check_may_use(channel)
             engine = self._engine_for(message)
             with anyio.fail_after(deadline_s):
                 reply, buffers = await _compute(engine, message, payload)
@@ -98,6 +99,7 @@ class Handler:
         state = SessionState()
         state.received(opening)
         try:
+            check_may_use(channel)
             engine = self._engine_for(opening)
             session = self._open_session(engine, opening)
         except Error as error:

@@ -5,6 +5,7 @@ Owns the order of these, and what is announced at each. What a stream is answere
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -18,7 +19,16 @@ from corolla.routing import choose_span, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, load_blocks, open_model
-from corolla.swarm import Contacts, Directory, Endpoint, Gossip, Identity, SwarmConfig, TlsTransport
+from corolla.swarm import (
+    Contacts,
+    Directory,
+    Endpoint,
+    Gossip,
+    Identity,
+    SwarmConfig,
+    TlsTransport,
+    spread_revocations,
+)
 from corolla.swarm.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
@@ -64,10 +74,13 @@ class Server:
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
         self._transport = make(self._identity)
         self._endpoint = Endpoint(self._identity, [self._transport], self._swarm_config)
+        membership = self._endpoint.membership
+        if membership is not None:
+            membership.check_may_serve()
         self._gossip = Gossip(
             self._endpoint,
-            Directory(self._swarm_config),
-            Contacts(config.peers),
+            Directory(self._swarm_config, admits=membership.admits if membership else None),
+            Contacts([*config.peers, *(membership.invite.peers if membership else ())]),
             rng=random.Random(),
         )
         self._stop = anyio.Event()
@@ -130,6 +143,7 @@ class Server:
             tasks.start_soon(self._endpoint.serve, handler.serve)
             await self._gossip.join()
             tasks.start_soon(self._gossip.run)
+            tasks.start_soon(partial(spread_revocations, self._endpoint, self._gossip.snapshot, rng=random.Random()))
             await reach("joined")
             model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             span = await self._claim(model)

@@ -4,6 +4,7 @@ Knows messages as far as it must carry them; knows no tensor, no model's files, 
 """
 
 from corolla.swarm.address import format_address, parse_address, split_address
+from corolla.swarm.admission import check_may_use
 from corolla.swarm.channel import Channel, Received
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.contacts import Contact, Contacts
@@ -11,8 +12,11 @@ from corolla.swarm.directory import Directory, Verdict
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
 from corolla.swarm.gossip import Gossip
 from corolla.swarm.identity import Identity, public_key_of, verify
+from corolla.swarm.invite import Grant, Invite
+from corolla.swarm.membership import Membership, Revocations
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
 from corolla.swarm.pings import Pings
+from corolla.swarm.spreading import spread_revocations
 from corolla.swarm.tls import TlsTransport
 from corolla.swarm.transport import Listener, Path, Stream, StreamHandler, Transport
 from corolla.swarm.watcher import Watcher
@@ -25,13 +29,17 @@ __all__ = [
     "Directory",
     "Endpoint",
     "Gossip",
+    "Grant",
     "Identity",
+    "Invite",
     "Listener",
+    "Membership",
     "MemoryNetwork",
     "MemoryTransport",
     "Path",
     "Pings",
     "Received",
+    "Revocations",
     "Stream",
     "StreamHandler",
     "SwarmConfig",
@@ -39,9 +47,11 @@ __all__ = [
     "Transport",
     "Verdict",
     "Watcher",
+    "check_may_use",
     "format_address",
     "parse_address",
     "public_key_of",
     "split_address",
+    "spread_revocations",
     "verify",
 ]

@@ -27,8 +27,10 @@ from corolla.wire import (
     encode_message,
     expect,
 )
+from corolla.wire.limits import MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
+    from corolla.swarm.invite import Grant
     from corolla.terms import PeerId
 
 __all__ = ["Channel", "Received"]
@@ -69,10 +71,12 @@ class Channel:
 
     Attributes:
         peer: Who is on the other side.
+        grant: What it may do in a private swarm; ``None`` in a public one, and before it has proved to be a member.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.peer: Final[PeerId] = stream.peer
+        self.grant: Grant | None = None
         self._stream = stream
         self._decoder = FrameDecoder()
         self._frames: Iterator[Frame] = iter(())
@@ -83,6 +87,23 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"Channel({self.peer[:8]}, {self._sent} sent, {self._received} received)"
+
+    def expect_at_most(self, max_bytes: int) -> None:
+        """Refuse larger frames from a stranger, until :meth:`admit`.
+
+        Args:
+            max_bytes: The largest message and payload together.
+        """
+        self._decoder.max_bytes = max_bytes
+
+    def admit(self, grant: "Grant") -> None:
+        """Take the other side for a member of the private swarm, whose frames may be as large as any.
+
+        Args:
+            grant: What it may do.
+        """
+        self.grant = grant
+        self._decoder.max_bytes = MAX_MESSAGE_BYTES + MAX_PAYLOAD_BYTES
 
     @property
     def is_reusable(self) -> bool:

@@ -43,17 +43,27 @@ class SwarmConfig:
     heartbeat_s: float = _setting(1.0, "s", "Send subscribers a sign of life this often.")
     lost_after_s: float = _setting(4.0, "s", "A subscriber leaves a peer that was silent for this long.")
     fanout: int = _limit(3, "peers", "Peers that a change is passed on to.")
+    greet_s: float = _setting(
+        5.0, "s", "In a private swarm, compare lists of revoked invites with a random peer this often, give or take."
+    )
     max_push_all: int = _limit(16, "peers", "Swarms up to this size are told of one's own changes all at once.")
     max_peers: int = _limit(16384, "peers", "Peers whose announcements are held; more are dropped.")
     keep_s: float = _setting(
         600.0, "s", "Remember an expired announcement for this long, so that no replay revives it."
+    )
+    invite: str | None = field(
+        default=None,
+        metadata={
+            "help": "Invite to a private swarm, or the file that holds it; default: the swarm is public.",
+            "secret": True,
+        },
     )
     max_remembered: int = _limit(64, "peers", "Peers written down for the next start.")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if not value > 0:
+            if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{setting.name} is {value}; it must be above 0 {setting.metadata['unit']}")
         if self.refresh_s >= self.ttl_s:
             raise ConfigError(

@@ -9,7 +9,7 @@ unseen, so that neither a replay of it nor an older one can revive it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
@@ -25,9 +25,9 @@ from corolla.wire.limits import MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, MAX_RECORDS
 
 __all__ = ["Directory", "Verdict"]
 
-Verdict = Literal["new", "known", "expired", "malformed", "forged", "full"]
+Verdict = Literal["new", "known", "expired", "malformed", "forged", "stranger", "full"]
 """What became of a record: taken, as new; not newer than what is here; too old to be seen; not an announcement; not
-signed by its peer; or dropped for want of room."""
+signed by its peer; of a peer that may not serve here; or dropped for want of room."""
 
 _CONTEXT: Final = b"corolla announcement 1\0"  # signed along, so that no other use of the key yields a valid record
 _BATCH_BYTES: Final = MAX_MESSAGE_BYTES - MAX_RECORD_BYTES
@@ -60,12 +60,16 @@ class Directory:
 
     Args:
         config: The limits.
+        admits: Says whether the peer of an announcement may serve here; ``None`` in a public swarm, where all may.
 
     Attributes:
         verdicts: How many records were merged with which verdict.
     """
 
-    def __init__(self, config: SwarmConfig | None = None) -> None:
+    def __init__(
+        self, config: SwarmConfig | None = None, *, admits: Callable[[Announcement], bool] | None = None
+    ) -> None:
+        self._admits = admits
         self._config = SwarmConfig() if config is None else config
         self._entries: dict[PeerId, _Entry] = {}
         self._revision = 0
@@ -171,7 +175,11 @@ class Directory:
             age_s: How long ago the directory was in step with the swarm, to be passed on.
         """
         alive = (entry.announcement for entry in self._entries.values() if entry.expires_s > now_s)
-        chosen = tuple(announcement for announcement in alive if model in (None, announcement.model))
+        chosen = tuple(
+            announcement
+            for announcement in alive
+            if model in (None, announcement.model) and self._may_serve(announcement)  # perhaps revoked since
+        )
         return Snapshot(announcements=chosen, age_s=age_s)
 
     def expire(self, now_s: float) -> None:
@@ -200,12 +208,17 @@ class Directory:
             return "expired"
         if not verify(announcement.peer, _CONTEXT + record.body, record.signature):
             return "forged"
+        if not self._may_serve(announcement):
+            return "stranger"
         if known is None and not self._has_room(now_s):
             return "full"
         self._revision += 1
         self._entries.pop(announcement.peer, None)  # so that the table stays in the order of revisions
         self._entries[announcement.peer] = entry
         return "new" if entry.expires_s > now_s else "expired"
+
+    def _may_serve(self, announcement: Announcement) -> bool:
+        return self._admits is None or self._admits(announcement)
 
     def _has_room(self, now_s: float) -> bool:
         if len(self._entries) < self._config.max_peers:

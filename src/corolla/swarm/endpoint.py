@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anyio
 
-from corolla.errors import ConfigError, Error, InternalError, PeerBusy, PeerUnreachable
+from corolla.errors import ConfigError, Error, InternalError, NotAMember, PeerBusy, PeerUnreachable
 from corolla.swarm.address import split_address
+from corolla.swarm.admission import admit, enter
 from corolla.swarm.channel import Channel
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.identity import Identity
+from corolla.swarm.invite import Invite
+from corolla.swarm.membership import Membership
 from corolla.swarm.race import race
 from corolla.swarm.transport import Listener, Stream, Transport
 from corolla.terms import Address, PeerId
@@ -46,8 +49,12 @@ class Endpoint:
         transports: The ways to reach others.
         config: The limits.
 
+    Attributes:
+        membership: Its place in a private swarm, if the config has an invite; ``None`` in a public one.
+
     Raises:
         ConfigError: If two transports claim the same addresses.
+        UsageError: If the invite is none, or has expired.
     """
 
     def __init__(self, identity: Identity, transports: Sequence[Transport], config: SwarmConfig | None = None) -> None:
@@ -56,9 +63,13 @@ class Endpoint:
         self._transports: Mapping[str, Transport] = {transport.scheme: transport for transport in transports}
         if len(self._transports) < len(transports):
             raise ConfigError("two transports have the same scheme; give each once")
+        invite = self.config.invite
+        self.membership = None if invite is None else Membership(Invite.read(invite), self.peer_id)
         self._listeners: list[Listener] = []
         self._idle: dict[PeerId, deque[_Idle]] = {}
+        self._opened: set[Channel] = set()
         self._served: Counter[PeerId] = Counter()
+        self._answering: dict[Channel, anyio.CancelScope] = {}
         self._tasks: TaskGroup | None = None
         self._is_open = False
 
@@ -138,16 +149,47 @@ class Endpoint:
 
         Raises:
             PeerUnreachable: If it cannot be dialled; says which addresses were tried and what went wrong at each.
+            NotAMember: If it is of a private swarm and turns this peer away; says why.
+            PeerStranger: If this swarm is private and it is no member.
+            PeerError: If it fails to greet.
+            WireError: If its greeting is none.
         """
-        channel = await self._take_idle(peer) or Channel(await self._dial(peer, addresses))
+        channel = await self._take_idle(peer) or await self._open(peer, addresses)
         is_done = False
         try:
             yield channel
             is_done = True
         finally:
             if not (is_done and self._keep_idle(channel)):
-                with anyio.CancelScope(shield=True):
-                    await channel.aclose()
+                await self._close(channel)
+
+    async def greet(self, peer: PeerId, addresses: Sequence[Address]) -> None:
+        """Exchange news of who belongs to the private swarm with a peer, over a new stream.
+
+        Args:
+            peer: Who.
+            addresses: Where.
+
+        Raises:
+            Error: As :meth:`channel`.
+        """
+        await self._close(await self._open(peer, addresses))
+
+    async def _open(self, peer: PeerId | None, addresses: Sequence[Address]) -> Channel:
+        channel = Channel(await self._dial(peer, addresses))
+        self._opened.add(channel)
+        if self.membership is not None:
+            try:
+                await enter(channel, self.membership, deadline_s=self.config.handshake_s)
+            except BaseException:
+                await self._close(channel)
+                raise
+        return channel
+
+    async def _close(self, channel: Channel) -> None:
+        self._opened.discard(channel)
+        with anyio.CancelScope(shield=True):
+            await channel.aclose()
 
     def _transport(self, scheme: str) -> Transport:
         if scheme not in self._transports:
@@ -161,7 +203,7 @@ class Endpoint:
             channel = idle.pop().channel  # the one used last: the likeliest to live
             if channel.is_reusable:
                 return channel
-            await channel.aclose()
+            await self._close(channel)
         return None
 
     def _keep_idle(self, channel: Channel) -> bool:
@@ -172,9 +214,10 @@ class Endpoint:
         return True
 
     async def _close_stale(self) -> None:
-        """Close idle channels that grew old or were closed by the other side, for as long as the endpoint is open."""
+        """While the endpoint is open, close idle channels that grew old, and all to peers that ceased to be members."""
         while True:
             await anyio.sleep(min(1.0, self.config.idle_s / 4))
+            await self._cut_off()
             oldest_s = anyio.current_time() - self.config.idle_s
             stale: list[Channel] = []
             for peer, idle in list(self._idle.items()):
@@ -183,9 +226,23 @@ class Endpoint:
                 self._idle[peer] = fresh
                 if not fresh:
                     del self._idle[peer]
-            with anyio.CancelScope(shield=True):
-                for channel in stale:
-                    await channel.aclose()
+            for channel in stale:
+                await self._close(channel)
+
+    async def _cut_off(self) -> None:
+        """End the streams of peers whose invites were revoked or have expired meanwhile."""
+        for channel in [*self._opened, *self._answering]:
+            if self._fault_of(channel) is None:
+                continue
+            if channel in self._answering:
+                self._answering[channel].cancel()
+            else:
+                await self._close(channel)
+
+    def _fault_of(self, channel: Channel) -> str | None:
+        if self.membership is None or channel.grant is None:
+            return None
+        return self.membership.fault_of(channel.grant)
 
     async def _close_all(self) -> None:
         with anyio.CancelScope(shield=True):
@@ -194,7 +251,7 @@ class Endpoint:
             self._listeners.clear()
             while self._idle:
                 for entry in self._idle.popitem()[1]:
-                    await entry.channel.aclose()
+                    await self._close(entry.channel)
 
     async def _dial(self, peer: PeerId | None, addresses: Sequence[Address]) -> Stream:
         """Try the addresses in order, each soon after the last or as soon as that failed; the first stream wins."""
@@ -218,10 +275,16 @@ class Endpoint:
     async def _serve_stream(self, stream: Stream, handler: ChannelHandler) -> None:
         """Handle one stream, whatever happens, without harm to the others."""
         channel = Channel(stream)
+        scope = self._answering[channel] = anyio.CancelScope()
         self._served[stream.peer] += 1
         try:
             self._check_room(stream.peer)
-            await handler(channel)
+            with scope:
+                if self.membership is not None:
+                    await admit(channel, self.membership, self.peer_id, deadline_s=self.config.handshake_s)
+                await handler(channel)
+            if scope.cancelled_caught:
+                raise NotAMember(f"peer {self.peer_id[:8]} ended the stream: {self._fault_of(channel)}")
         except Exception as error:  # noqa: BLE001 (the supervisor: a bug in one handler must not end all channels)
             reason = _find_reason(error)
             if reason is None:
@@ -231,6 +294,7 @@ class Endpoint:
                 _LOG.debug("a channel of peer %s ended: %s", stream.peer[:8], reason.message)
             await channel.refuse(reason)
         finally:
+            del self._answering[channel]
             self._served[stream.peer] -= 1
             if not self._served[stream.peer]:
                 del self._served[stream.peer]

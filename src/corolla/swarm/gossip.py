@@ -15,13 +15,13 @@ import anyio
 import msgspec
 from anyio import lowlevel
 
-from corolla.errors import BootstrapFailed, Error, RemoteProtocolError
+from corolla.errors import BootstrapFailed, Error, NotAMember, RemoteProtocolError
 from corolla.swarm.channel import Channel
 from corolla.swarm.contacts import Contact, Contacts
 from corolla.swarm.directory import Directory
 from corolla.swarm.endpoint import Endpoint
 from corolla.terms import Announcement, ModelId, Snapshot
-from corolla.wire import Ack, Message, Ping, Pong, Publish, Reconcile, Reconciled, Record, Subscribe
+from corolla.wire import Ack, Greeting, Message, Ping, Pong, Publish, Reconcile, Reconciled, Record, Subscribe
 
 __all__ = ["Gossip", "merge_records"]
 
@@ -106,7 +106,9 @@ class Gossip:
         """
         # From the clock, so that a restarted peer overrules its former self; failing that, it finds itself overtaken.
         sequence = max(self._directory.sequence_of(announcement.peer) + 1, round(time.time() * 1000))
-        self._own = msgspec.structs.replace(announcement, sequence=sequence)
+        membership = self._endpoint.membership
+        proof = b"" if membership is None else membership.proof
+        self._own = msgspec.structs.replace(announcement, sequence=sequence, membership=proof)
         self._announced_s = anyio.current_time()
         self._directory.announce(self._own, self._endpoint.identity, self._announced_s)
         self._ring()
@@ -158,6 +160,9 @@ class Gossip:
                 await channel.send(Ack())
             case Subscribe():
                 await self._serve_subscriber(channel)
+            case Greeting():
+                own = self._endpoint.peer_id[:8]
+                raise NotAMember(f"peer {own} is of a public swarm; to join it, leave your invite out")
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} does not begin a conversation about the directory")
 

@@ -79,10 +79,14 @@ class FrameDecoder:
 
     Memory is taken only as bytes arrive, up to the limits, so a peer that promises much and sends little costs
     little. After an error the stream cannot be read any further, because the next frame's place is unknown.
+
+    Attributes:
+        max_bytes: A frame whose message and payload together are larger is refused; may be changed between two frames.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.max_bytes = MAX_MESSAGE_BYTES + MAX_PAYLOAD_BYTES
 
     @property
     def is_between_frames(self) -> bool:
@@ -137,6 +141,10 @@ class FrameDecoder:
             )
         if payload_bytes > MAX_PAYLOAD_BYTES:
             raise FrameTooLarge(f"the peer announced {payload_bytes} payload bytes; {MAX_PAYLOAD_BYTES} is the limit")
+        if message_bytes + payload_bytes > self.max_bytes:
+            raise FrameTooLarge(
+                f"a stranger announced {message_bytes + payload_bytes} bytes at once; {self.max_bytes} is its limit"
+            )
         return deadline_ms, message_bytes, payload_bytes
 
 

@@ -14,7 +14,15 @@ from msgspec import Meta
 from corolla.errors import Error, PeerBusy, RemoteProtocolError, revive
 from corolla.terms import MODEL_ID_PATTERN as _MODEL_ID
 from corolla.terms import PEER_ID_PATTERN, DType, ModelId, PeerId, Span
-from corolla.wire.limits import MAX_RECORD_BYTES, MAX_RECORDS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TENSORS
+from corolla.wire.limits import (
+    MAX_PROOF_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORDS,
+    MAX_REVOKED_BYTES,
+    MAX_ROWS,
+    MAX_STEP_TOKENS,
+    MAX_TENSORS,
+)
 
 __all__ = [
     "Ack",
@@ -24,6 +32,7 @@ __all__ = [
     "Failure",
     "Forward",
     "Gradients",
+    "Greeting",
     "Message",
     "OpenSession",
     "Output",
@@ -118,6 +127,23 @@ class Ping(Message, frozen=True, tag=True):
 
 class Pong(Message, frozen=True, tag=True):
     """Answers a :class:`Ping`."""
+
+
+class Greeting(Message, frozen=True, tag=True):
+    """Begins every stream in a private swarm: shows membership, and is answered by the other side's greeting.
+
+    The side that opened the stream speaks first. Whoever knows the newer list of revoked invites sends it along: the
+    answer holds it, or, if the opener has it, a second greeting does, which is answered like the first.
+
+    Args:
+        proof: Of membership; see ``swarm/membership.py``.
+        number: Of the newest list of revoked invites that the sender knows; -1 for none.
+        revoked: That list, if the other side is known to lack it.
+    """
+
+    proof: Annotated[bytes, Meta(max_length=MAX_PROOF_BYTES)]
+    number: Annotated[int, Meta(ge=-1, le=2**53)] = -1
+    revoked: Annotated[bytes, Meta(max_length=MAX_REVOKED_BYTES)] | None = None
 
 
 class OpenSession(Message, frozen=True, tag=True):
@@ -303,7 +329,7 @@ class Subscribe(Message, frozen=True, tag=True):
 
 
 _CONCRETE = (
-    Failure | Ack | Ping | Pong
+    Failure | Ack | Ping | Pong | Greeting
     | OpenSession | SessionOpened | Step | Output | CloseSession | Closed
     | Forward | Backward | Gradients
     | Reconcile | Reconciled | Publish | Subscribe
