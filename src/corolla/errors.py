@@ -19,6 +19,7 @@
     │   ├── PeerOutdated        speaks another version of the protocol
     │   ├── PeerFailed          failed by its own account
     │   ├── PeerStranger        is no member of this private swarm
+    │   ├── SessionExpired      has given a session up that said nothing for too long
     │   └── PeerMisbehaved      sent something that an honest peer never sends
     ├── WireError           bytes that break the protocol
     │   ├── LocalProtocolError  we were about to send them (our bug)
@@ -72,6 +73,7 @@ __all__ = [
     "RemoteProtocolError",
     "Retry",
     "SessionClosed",
+    "SessionExpired",
     "SpanTooLarge",
     "SwarmError",
     "UnsupportedModel",
@@ -161,7 +163,7 @@ class PeerError(Error):
 
     code = "peer"
     http_status = 502
-    retry = "other"
+    retry: ClassVar[Retry] = "other"
     ban_s = 15.0
 
 
@@ -220,6 +222,15 @@ class PeerStranger(PeerError):
 
     code = "peer_stranger"
     ban_s = 600.0
+
+
+class SessionExpired(PeerError):
+    """The peer has given a session up whose lease had ended; it may well take another one."""
+
+    code = "session_expired"
+    http_status = 503
+    retry = "same"
+    ban_s = 0.0
 
 
 class PeerMisbehaved(PeerError):

@@ -8,7 +8,8 @@ from corolla.client.config import ClientConfig
 from corolla.client.directory import AsyncSwarm, Target
 from corolla.client.generation import GenerationSession
 from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel
-from corolla.client.session import HopTiming, Session, StepResult, StepTokens
+from corolla.client.session import Session
+from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "HopTiming",
     "RemoteBlocks",
     "RemoteModel",
+    "Replay",
     "Session",
     "StepResult",
     "StepTokens",

@@ -31,7 +31,15 @@ class ClientConfig:
     request_s: float = field(
         default=300.0, metadata={"help": "limit for one forward or backward request at one server", "unit": "seconds"}
     )
-    attempts: int = field(default=4, metadata={"help": "chains to try before giving up"})
+    attempts: int = field(default=6, metadata={"help": "chains to try, one after another, before giving up"})
+    log_bytes: int = field(
+        default=256 << 20,
+        metadata={
+            "help": "how much a session keeps in memory of what it sent, for servers that replace others; beyond it, "
+            "it goes to a temporary file",
+            "unit": "bytes",
+        },
+    )
     batch_tokens: int = field(
         default=4096, metadata={"help": "tokens of a training batch in one request", "unit": "tokens"}
     )
@@ -46,7 +54,7 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if self.codec not in PREFERENCES:
             raise ConfigError(f"codec is {self.codec!r}; it must be one of {', '.join(PREFERENCES)}")
-        for name in ("max_tokens", "open_s", "step_s", "request_s", "attempts", "batch_tokens"):
+        for name in ("max_tokens", "open_s", "step_s", "request_s", "attempts", "batch_tokens", "log_bytes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("allow_peers", "avoid_peers"):

@@ -253,6 +253,7 @@ class ModelRouter:
         return await self._swarm.find_chain(demand)
 
     def blame(self, peer: PeerId, error: Error) -> None:
-        """Avoid a peer: here at once, elsewhere for as long as the error says."""
-        self._failed.add(peer)
+        """Avoid a peer: here at once, unless it may succeed itself; elsewhere for as long as the error says."""
+        if error.retry == "other":
+            self._failed.add(peer)
         self._swarm.blame(peer, error)

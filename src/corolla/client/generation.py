@@ -14,7 +14,8 @@ import torch
 from transformers import Cache
 
 from corolla.client.directory import Target
-from corolla.client.session import HopTiming, Session, StepTokens
+from corolla.client.session import Session
+from corolla.client.steps import HopTiming, Replay, StepTokens
 from corolla.client.sync import Swarm
 from corolla.errors import ContextTooLong, SessionClosed, UsageError
 from corolla.terms import Chain
@@ -97,6 +98,11 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         return self._session.timings if self._session else ()
 
     @property
+    def replays(self) -> tuple[Replay, ...]:
+        """What servers were given because others had failed."""
+        return self._session.replays if self._session else ()
+
+    @property
     def tokens_BP(self) -> torch.Tensor:
         """The token ids of the stored positions; -1 where only embeddings were given."""
         return self._tokens_BP
@@ -168,11 +174,11 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
             The last block's output and the taps', shaped like the input; zeros where there is padding.
 
         Raises:
-            SessionClosed: If the session was closed or has failed.
+            SessionClosed: If the session was closed.
             ContextTooLong: If the model was not made for so many tokens.
             NoChain: If some blocks have no server with room for the session.
             UsageError: If the rows or the mask do not fit the session.
-            PeerError: If a server failed.
+            PeerError: If servers kept failing.
         """
         rows, new = hidden_BTD.shape[:2]
         session = self._opened(rows, attention_mask_BP, self._position + new)

@@ -4,11 +4,12 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Self, TypeVar
 
 import torch
 
-from corolla.codec import decode, encode
+from corolla.codec import decode
 from corolla.errors import CodecError, Error, PeerMisbehaved, RemoteProtocolError
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
@@ -17,6 +18,7 @@ from corolla.wire import (
     Buffer,
     Closed,
     CloseSession,
+    Done,
     Failure,
     Gradients,
     Message,
@@ -37,67 +39,94 @@ _Expected = TypeVar("_Expected", bound=Message)
 
 
 class HopSession:
-    """A session's end at one hop.
+    """A session's end at one hop; made by :meth:`open`.
 
     Args:
         hop: Which hop.
         channel: A channel to its peer, for this session alone.
-        codec: How activations should travel.
         step_s: Limit for one step.
+
+    Attributes:
+        is_restored: Whether the server has stored all that the hop's log tells; for whoever restores it to set.
     """
 
-    def __init__(self, hop: Hop, channel: Channel, *, codec: str, step_s: float) -> None:
+    def __init__(self, hop: Hop, channel: Channel, *, step_s: float) -> None:
         self.hop = hop
+        self.is_restored = False
         self._channel = channel
-        self._codec = codec
         self._step_s = step_s
         self._state = SessionState()
+        self._life = AsyncExitStack()
+
+    @classmethod
+    async def open(
+        cls,
+        hop: Hop,
+        dialling: AbstractAsyncContextManager[Channel],
+        opening: OpenSession,
+        *,
+        open_s: float,
+        step_s: float,
+    ) -> Self:
+        """Reach a server and ask it for room.
+
+        Args:
+            hop: Which one.
+            dialling: How to reach it.
+            opening: What to ask for.
+            open_s: Limit for its answer.
+            step_s: Limit for one step, later.
+
+        Raises:
+            Error: What the server said, or how it failed.
+        """
+        async with AsyncExitStack() as life:
+            session = cls(hop, await life.enter_async_context(dialling), step_s=step_s)
+            await session._ask(opening, (), SessionOpened, open_s)
+            session._life = life.pop_all()
+            return session
 
     @property
     def is_open(self) -> bool:
         """Whether the session stands and a step may be sent."""
         return self._state.state == "open"
 
-    async def open(self, opening: OpenSession, limit_s: float) -> None:
-        """Ask the server for room.
+    @property
+    def is_alive(self) -> bool:
+        """Whether the session stands and, as far as can be told without asking, the server as well."""
+        return self.is_open and self._channel.is_reusable
 
-        Raises:
-            Error: What the server said, or how it failed.
-        """
-        await self._ask(opening, (), SessionOpened, limit_s)
-
-    async def step(
-        self,
-        hidden_ND: torch.Tensor,
-        starts: tuple[int, ...],
-        counts: tuple[int, ...],
-        order: tuple[int, ...] | None,
-        taps: tuple[int, ...],
-    ) -> tuple[list[torch.Tensor], Timing]:
+    async def step(self, step: Step, payload: Buffer) -> tuple[list[torch.Tensor], Timing]:
         """Run new tokens through this hop's blocks.
 
+        Args:
+            step: Which tokens; it tells how the payload is encoded.
+            payload: Their hidden states.
+
         Returns:
-            The last block's output and the taps', and what the server says of its time.
+            The last block's output and the taps', nothing if the step is quiet; and what the server says of its time.
 
         Raises:
             Error: What the server said, or how it failed. If :attr:`is_open` still holds, the server refused the step
                 and has stored nothing of it.
         """
-        encoded = encode(hidden_ND, self._codec)
-        step = Step(starts=starts, counts=counts, order=order, taps=taps, hidden=encoded.meta)
-        received = await self._ask(step, encoded.buffers, Output, self._step_s)
-        tensors = read_tensors(received, shape=hidden_ND.shape, count=1 + len(taps), peer=self.hop.peer)
+        if step.is_quiet:
+            return [], (await self._ask(step, (payload,), Done, self._step_s)).message.timing
+        received = await self._ask(step, (payload,), Output, self._step_s)
+        tensors = read_tensors(received, shape=step.hidden.shape, count=1 + len(step.taps), peer=self.hop.peer)
         return tensors, received.message.timing
 
     async def close(self) -> None:
         """End the session in peace, so that the channel can be used again; or else end the channel."""
-        try:
-            if self.is_open:
-                await self._ask(CloseSession(), (), Closed, _CLOSE_S)
-        except Error as error:
-            event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8], code=error.code)
-        if self._state.state != "idle":
-            await self._channel.aclose()
+        life, self._life = self._life, AsyncExitStack()
+        async with life:
+            try:
+                if self.is_open:
+                    await self._ask(CloseSession(), (), Closed, _CLOSE_S)
+            except Error as error:
+                event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8], code=error.code)
+            if self._state.state != "idle":
+                await self._channel.aclose()
 
     async def _ask(
         self, message: Message, payload: Sequence[Buffer], expected: type[_Expected], limit_s: float

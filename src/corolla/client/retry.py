@@ -22,7 +22,7 @@ class Router(Protocol):
         ...
 
     def blame(self, peer: PeerId, error: Error) -> None:
-        """Avoid a peer, as far as the error says."""
+        """Hear of a peer's failure: avoid it from now on, as far as the error says."""
         ...
 
 
@@ -52,7 +52,7 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
         try:
             return await attempt(chain)
         except Error as error:
-            if error.retry != "other" or error.peer is None:
+            if error.retry == "never" or error.peer is None:
                 raise
             peer = PeerId(error.peer)
             router.blame(peer, error)

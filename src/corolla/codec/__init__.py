@@ -1,5 +1,25 @@
 """Tensors to payload bytes and back; each codec states its error bound. Knows no model, stream or clock."""
 
-from corolla.codec.codec import CODECS, PREFERENCES, Codec, Encoded, check_preference, codec_named, decode, encode
+from corolla.codec.codec import (
+    CODECS,
+    PREFERENCES,
+    Codec,
+    Encoded,
+    check_preference,
+    codec_named,
+    decode,
+    encode,
+    splice,
+)
 
-__all__ = ["CODECS", "PREFERENCES", "Codec", "Encoded", "check_preference", "codec_named", "decode", "encode"]
+__all__ = [
+    "CODECS",
+    "PREFERENCES",
+    "Codec",
+    "Encoded",
+    "check_preference",
+    "codec_named",
+    "decode",
+    "encode",
+    "splice",
+]

@@ -80,6 +80,11 @@ class Blockwise:
         """Say how many bytes a tensor of this shape packs into, whatever its format."""
         return math.prod(shape) + self._scale_bytes(shape)
 
+    def row_parts(self, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
+        """For each part of a payload: the bytes of one row in it, and those of one row in the parts before it."""
+        scale_bytes = self._scale_bytes((1, width))
+        return (scale_bytes, 0), (width, scale_bytes)
+
     def pack(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Turn a tensor into the parts of its payload: scales and codes."""
         blocks_RNB = self._blocks(tensor)

@@ -28,6 +28,10 @@ class Cast:
         """Say how many bytes a tensor of this shape and format packs into."""
         return math.prod(shape) * (self.dtype or dtype).itemsize
 
+    def row_parts(self, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
+        """For each part of a payload: the bytes of one row in it, and those of one row in the parts before it."""
+        return (((self.dtype or dtype).itemsize * width, 0),)
+
     def pack(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Turn a tensor into the parts of its payload; no copy if it has the format already."""
         return (narrow(tensor, self.dtype or tensor.dtype),)

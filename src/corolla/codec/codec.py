@@ -16,6 +16,7 @@ Payloads are little-endian. ``docs/codecs.md`` says when to use which.
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +29,17 @@ from corolla.codec.memory import DTYPES, as_bytes, as_tensor
 from corolla.errors import CodecError, UsageError
 from corolla.wire import Buffer, TensorMeta
 
-__all__ = ["CODECS", "PREFERENCES", "Codec", "Encoded", "check_preference", "codec_named", "decode", "encode"]
+__all__ = [
+    "CODECS",
+    "PREFERENCES",
+    "Codec",
+    "Encoded",
+    "check_preference",
+    "codec_named",
+    "decode",
+    "encode",
+    "splice",
+]
 
 _MAX_AXES: Final = 4
 
@@ -205,6 +216,30 @@ def decode(meta: TensorMeta, payload: Buffer) -> Tensor:
         CodecError: If the codec is unknown, or the bytes and their description do not fit together.
     """
     return codec_named(meta.codec).decode(meta, payload)
+
+
+def splice(parts: Sequence[tuple[TensorMeta, Buffer, int, int]]) -> Encoded:
+    """Make one encoded tensor of some rows of several, without reading a number: each row keeps its very bytes.
+
+    Args:
+        parts: Encoded tensors ``[N, D]``, all of one codec, format and width; for each, its description, its payload,
+            and the first and one past the last of its rows that are wanted.
+
+    Raises:
+        CodecError: If the codec is unknown.
+    """
+    first = parts[0][0]
+    width, format = first.shape[1], DTYPES[first.dtype]
+    buffers: list[memoryview] = []
+    for row_bytes, begin in codec_named(first.codec).layout.row_parts(width, format):
+        pieces = []
+        for meta, payload, start, stop in parts:
+            offset = meta.shape[0] * begin
+            pieces.append(memoryview(payload)[offset + start * row_bytes : offset + stop * row_bytes])
+        buffers.append(memoryview(b"".join(pieces)))
+    rows = sum(stop - start for _, _, start, stop in parts)
+    nbytes = sum(buffer.nbytes for buffer in buffers)
+    return Encoded(TensorMeta(first.codec, first.dtype, (rows, width), nbytes), tuple(buffers))
 
 
 def check_preference(name: str) -> None:

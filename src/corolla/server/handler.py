@@ -14,12 +14,13 @@ import torch
 
 from corolla.codec import check_preference, decode, encode
 from corolla.engine import Engine, Result, SessionRows
-from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionClosed, SwarmError, UsageError
+from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired, SwarmError, UsageError
 from corolla.swarm import Channel, Gossip, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
     Closed,
+    Done,
     Failure,
     Forward,
     Gradients,
@@ -125,9 +126,9 @@ class Handler:
         with anyio.move_on_after(self._lease_s) as lease:
             received = await channel.receive()
         if lease.cancelled_caught:
-            raise SessionClosed(f"nothing was heard of the session for {self._lease_s:g} s; open another one")
+            raise SessionExpired(f"nothing was heard of the session for {self._lease_s:g} s; open another one")
         state.received(received.message)
-        answer: Output | Failure | Closed = Closed()
+        answer: Output | Done | Failure | Closed = Closed()
         payload: list[Buffer] = []
         if isinstance(received.message, Step):
             answer, payload = await session.answer(received.message, received.payload, received.deadline_s)
@@ -158,7 +159,7 @@ class _Session(NamedTuple):
 
     async def answer(
         self, step: Step, payload: memoryview, deadline_s: float | None
-    ) -> tuple[Output | Failure, list[Buffer]]:
+    ) -> tuple[Output | Done | Failure, list[Buffer]]:
         """Compute a step, or say why not if the session is as it was; what ends the session ends the stream."""
         try:
             with anyio.fail_after(deadline_s):
@@ -169,8 +170,11 @@ class _Session(NamedTuple):
             if self.rows.ended:
                 raise
             return Failure.of(error), []
+        timing = Timing(result.queue_s, result.compute_s)
+        if step.is_quiet:
+            return Done(timing=timing), []
         metas, buffers = _encode(result.tensors, self.codec)
-        return Output(tensors=metas, timing=Timing(result.queue_s, result.compute_s)), buffers
+        return Output(tensors=metas, timing=timing), buffers
 
     async def _compute(self, step: Step, payload: memoryview) -> Result:
         (hidden_ND,) = _decode(self.engine, (step.hidden,), payload, axes=2)

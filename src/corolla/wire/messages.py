@@ -29,6 +29,7 @@ __all__ = [
     "Backward",
     "CloseSession",
     "Closed",
+    "Done",
     "Failure",
     "Forward",
     "Gradients",
@@ -173,7 +174,7 @@ class SessionOpened(Message, frozen=True, tag=True):
 
 
 class Step(Message, frozen=True, tag=True):
-    """Runs new tokens through the session's blocks; answered by :class:`Output`.
+    """Runs new tokens through the session's blocks; answered by :class:`Output`, or :class:`Done`.
 
     The payload is one tensor ``[N, D]``: the new tokens of all rows, row after row, without padding.
 
@@ -183,6 +184,7 @@ class Step(Message, frozen=True, tag=True):
         tokens it continues; ``None`` leaves the rows as they are. Beam search
             reorders with it. Applied before ``starts``.
         taps: Absolute indices of blocks whose outputs are wanted as well.
+        is_quiet: Whether the keys and values are all that is wanted, as in a replay; answered by :class:`Done`.
     """
 
     starts: _Counts
@@ -190,6 +192,7 @@ class Step(Message, frozen=True, tag=True):
     hidden: TensorMeta
     order: _Rows | None = None
     taps: _Blocks = ()
+    is_quiet: bool = False
 
 
 class Output(Message, frozen=True, tag=True):
@@ -201,6 +204,16 @@ class Output(Message, frozen=True, tag=True):
     """
 
     tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    timing: Timing
+
+
+class Done(Message, frozen=True, tag=True):
+    """A :class:`Step` was taken, and nobody here waits for its output.
+
+    Args:
+        timing: Where the time went.
+    """
+
     timing: Timing
 
 
@@ -330,7 +343,7 @@ class Subscribe(Message, frozen=True, tag=True):
 
 _CONCRETE = (
     Failure | Ack | Ping | Pong | Greeting
-    | OpenSession | SessionOpened | Step | Output | CloseSession | Closed
+    | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
     | Forward | Backward | Gradients
     | Reconcile | Reconciled | Publish | Subscribe
 )  # fmt: skip

@@ -7,7 +7,7 @@ that changes a session's state is in this file.
 ::
 
     idle ──OpenSession──▶ opening ──SessionOpened──▶ open ──Step──▶ stepping ──Output──▶ open
-     ▲                       │                         │                │
+     ▲                       │                         │                │    or Done
      │                       │ Failure                 │ CloseSession   │ Failure: the step left no trace
      │◀──────────────────────┘                         ▼                ▼
      └──────────────────Closed────────────────────  closing            open
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from corolla.errors import LocalProtocolError, RemoteProtocolError, SessionClosed
-from corolla.wire.messages import Closed, CloseSession, Failure, Message, OpenSession, Output, SessionOpened, Step
+from corolla.wire.messages import Closed, CloseSession, Done, Failure, Message, OpenSession, Output, SessionOpened, Step
 
 __all__ = ["TABLE", "SessionState", "State"]
 
@@ -31,6 +31,7 @@ TABLE: Final = MappingProxyType[tuple[State, type[Message]], State](
         ("open", Step): "stepping",
         ("open", CloseSession): "closing",
         ("stepping", Output): "open",
+        ("stepping", Done): "open",
         ("stepping", Failure): "open",
         ("closing", Closed): "idle",
     }
@@ -81,7 +82,7 @@ class SessionState:
             if problem := self._misfit(message):
                 return problem
             self._after_step = [start + count for start, count in zip(message.starts, message.counts, strict=True)]
-        elif isinstance(message, Output):
+        elif isinstance(message, Output | Done):
             self.lengths = self._after_step
         self.state = following
         return None

@@ -132,13 +132,19 @@ async def test_an_answer_that_does_not_fit_the_question_is_misbehaviour(hosts, u
             await session.close()
 
 
-async def test_a_session_ends_when_a_hop_misbehaves(hosts):
-    async with hosts.host("0:2") as first, hosts.host("2:4", answer=lying((3, 32))), hosts.swarm() as swarm:
+async def test_a_session_goes_on_elsewhere_when_a_hop_misbehaves(hosts, until):
+    async with hosts.host("0:2") as first, hosts.host("2:4", answer=lying((3, 32))) as liar, hosts.swarm() as swarm:
         session = Session(swarm, TARGET, rows=1, max_tokens=64)
         await session.open()
-        with pytest.raises(PeerMisbehaved, match=r"\[3, 32\]"):
-            await session.step(StepTokens(torch.zeros(3, 64), (0,), (3,)))
-        assert first.engine.load.sessions == 0
+        step = StepTokens(batch().hidden_BTD[0, :3], (0,), (3,))
+        with pytest.raises(NoChain, match=r"blocks 2:4 .*tried before: .*\[3, 32\]"):
+            await session.step(step)
+        assert liar.peer in swarm._bans.banned(0.0)
+        async with hosts.host("2:4") as honest:
+            await until(lambda: len(swarm.snapshot().announcements) == 3)
+            await session.step(step)
+            assert [hop.peer for hop in session.chain.hops] == [first.peer, honest.peer]
+            await session.close()
 
 
 # Gathering

@@ -16,8 +16,6 @@ from corolla.errors import (
     ContextTooLong,
     NoChain,
     PeerBusy,
-    PeerError,
-    PeerLost,
     PeerUnreachable,
     SessionClosed,
 )
@@ -36,6 +34,16 @@ def target(codec="raw"):
 def tokens(count=3, start=0, seed=0, rows=1, order=None):
     hidden_ND = torch.randn(rows * count, WIDTH, generator=torch.Generator().manual_seed(seed))
     return StepTokens(hidden_ND, (start,) * rows, (count,) * rows, order)
+
+
+def two_rows(seed):
+    """Tokens for two rows that differ."""
+    return StepTokens(torch.cat([tokens(seed=seed).hidden_ND, tokens(seed=seed + 100).hidden_ND]), (0, 0), (3, 3))
+
+
+def assert_close(result, expected):
+    """A replay computes in other batches, so sums may be rounded otherwise."""
+    assert torch.allclose(result.hidden_ND, expected.hidden_ND, rtol=1e-4, atol=1e-5)
 
 
 def make_session(swarm, *, rows=1, max_tokens=64, **options):
@@ -114,42 +122,23 @@ async def test_an_unknown_codec_is_refused_at_once(hosts):
             make_session(swarm, codec="gzip")
 
 
-async def test_a_step_that_a_later_hop_refuses_may_be_sent_again(hosts):
+@pytest.mark.parametrize("order", [None, (1, 0), (1, 1)])
+async def test_a_step_that_a_later_hop_refuses_leaves_no_trace(hosts, until, order):
     # The middle server has room for two rows of a page; so many have the others, and more.
     async with hosts.chain("0:1"), hosts.host("1:3", pages=3) as small, hosts.host("3:4"), hosts.swarm() as swarm:
-        session = make_session(swarm, rows=2, max_tokens=64)
+        session, fresh = make_session(swarm, rows=2), make_session(swarm, rows=2)
         await session.open()
-        await session.step(tokens(rows=2, seed=1))
-        pages = small.engine.load.free_tokens // 64
-        with pytest.raises(CacheFull, match="more than are free"):
-            await session.step(tokens(200, start=3, rows=2))
-        assert session.chain is not None
-        again = await session.step(tokens(2, start=3, rows=2, seed=2))
-        whole = await session.step(tokens(3, rows=2, seed=1))
-        assert small.engine.load.free_tokens // 64 == pages
+        await session.step(two_rows(seed=1))
+        with pytest.raises(NoChain, match="blocks 1:3 .*more than are free"):
+            await session.step(tokens(200, start=3, rows=2, order=order))
+        again = await session.step(tokens(2, start=3, rows=2, seed=2, order=(1, 0)))
+        assert {replay.tokens for replay in session.replays} == {6}
         await session.close()
-        fresh = make_session(swarm, rows=2, max_tokens=64)
         await fresh.open()
-        assert torch.equal((await fresh.step(tokens(3, rows=2, seed=1))).hidden_ND, whole.hidden_ND)
-        assert torch.equal((await fresh.step(tokens(2, start=3, rows=2, seed=2))).hidden_ND, again.hidden_ND)
+        await fresh.step(two_rows(seed=1))
+        assert_close(again, await fresh.step(tokens(2, start=3, rows=2, seed=2, order=(1, 0))))
         await fresh.close()
-
-
-async def test_a_reordering_that_only_some_hops_took_ends_the_session(hosts, until):
-    async with (
-        hosts.host("0:1") as first,
-        hosts.host("1:3", pages=3) as small,
-        hosts.host("3:4"),
-        hosts.swarm() as swarm,
-    ):
-        session = make_session(swarm, rows=2)
-        await session.open()
-        await session.step(tokens(rows=2))
-        with pytest.raises(CacheFull):
-            await session.step(tokens(200, start=3, rows=2, order=(1, 0)))
-        with pytest.raises(SessionClosed, match="more than are free"):
-            await session.step(tokens(1, start=3, rows=2))
-        await no_sessions(until, [first, small])
+        await no_sessions(until, [small])
 
 
 async def test_a_prompt_beyond_the_context_is_refused_and_the_session_goes_on(hosts):
@@ -162,17 +151,16 @@ async def test_a_prompt_beyond_the_context_is_refused_and_the_session_goes_on(ho
         await session.close()
 
 
-async def test_a_session_that_a_server_gave_up_is_over(hosts, until):
-    async with hosts.host("0:2") as first, hosts.host("2:4", lease_s=0.05) as second, hosts.swarm() as swarm:
+async def test_a_session_that_a_server_gave_up_is_opened_again(hosts, until):
+    async with hosts.host("0:2"), hosts.host("2:4", lease_s=0.05) as second, hosts.swarm() as swarm:
         session = make_session(swarm)
         await session.open()
+        await session.step(tokens())
         await until(lambda: second.engine.load.sessions == 0)
-        with pytest.raises(SessionClosed, match="nothing was heard of the session for 0.05 s"):
-            await session.step(tokens())
-        with pytest.raises(SessionClosed, match="the session is over: nothing was heard"):
-            await session.step(tokens())
-        await no_sessions(until, [first, second])
-        assert not swarm._bans.banned(0.0)
+        await session.step(tokens(1, start=3))
+        assert [replay.tokens for replay in session.replays] == [3]
+        assert not swarm._bans.banned(0.0)  # being forgetful is no crime
+        await session.close()
 
 
 # Opening
@@ -245,33 +233,6 @@ async def test_only_allowed_peers_are_used_and_avoided_ones_never(hosts):
         async with hosts.swarm(avoid_peers=(chain[0].peer, whole.peer)) as swarm:
             with pytest.raises(NoChain, match="no server for blocks 0:1 .*2 peers avoided"):
                 await make_session(swarm).open()
-
-
-# Losing hops
-
-
-@pytest.mark.parametrize("lost", range(3))
-async def test_a_lost_hop_ends_the_session_on_the_others(hosts, until, lost):
-    async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
-        session = make_session(swarm)
-        await session.open()
-        await session.step(tokens())
-        hosts.network.cut(chain[lost].peer)
-        with pytest.raises(PeerLost) as caught:
-            await session.step(tokens(1, start=3))
-        assert caught.value.peer == chain[lost].peer
-        assert chain[lost].peer in swarm._bans.banned(0.0)
-        await no_sessions(until, chain)
-
-
-async def test_a_hop_that_breaks_in_the_middle_of_an_answer_is_lost(hosts, until):
-    async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
-        session = make_session(swarm)
-        await session.open()
-        hosts.network.drop_after(chain[1].peer, 3000)  # its answer has 5120, gossip fewer
-        with pytest.raises(PeerError):
-            await session.step(tokens(20))
-        await no_sessions(until, chain)
 
 
 # Cancelling

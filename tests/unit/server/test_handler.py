@@ -15,7 +15,7 @@ from corolla.errors import (
     PeerLost,
     PeerTimeout,
     RemoteProtocolError,
-    SessionClosed,
+    SessionExpired,
     SwarmError,
     UsageError,
 )
@@ -24,6 +24,7 @@ from corolla.wire import (
     Backward,
     Closed,
     CloseSession,
+    Done,
     Failure,
     Forward,
     Gradients,
@@ -162,9 +163,21 @@ async def test_a_session_that_says_nothing_is_told_so_and_loses_its_pages(hosts,
     async with hosts.host(lease_s=0.05) as host, hosts.channel(host) as channel:
         await ask(channel, opening(), expected=SessionOpened)
         await until(lambda: host.engine.load.sessions == 0)
-        with pytest.raises(SessionClosed, match="nothing was heard of the session for 0.05 s"):
+        with pytest.raises(SessionExpired, match="nothing was heard of the session for 0.05 s"):
             await ask(channel, *step())
         await channel.aclose()
+
+
+async def test_a_quiet_step_is_taken_and_answered_without_its_output(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        await ask(channel, *step(5))
+        loud = await ask(channel, *step(1, start=5))
+        done = await ask(channel, *step(5, is_quiet=True), expected=Done)
+        assert not done.payload
+        assert done.message.timing.compute_s > 0
+        again = await ask(channel, *step(1, start=5))
+        assert again.payload == loud.payload
 
 
 async def test_steps_keep_a_session_alive(hosts):

@@ -8,6 +8,7 @@ from corolla.wire import (
     Ack,
     Closed,
     CloseSession,
+    Done,
     Failure,
     OpenSession,
     Output,
@@ -32,8 +33,9 @@ OPEN = OpenSession(model=ModelId("0" * 64), span=Span(0, 4), rows=2, max_tokens=
 OPENED = SessionOpened(lease_s=30.0)
 STEP = step((0, 0), (3, 1))
 OUTPUT = Output(tensors=(hidden(4),), timing=Timing(0.0, 0.0))
+DONE = Done(timing=Timing(0.0, 0.0))
 FAILURE = Failure(code="cache_full", message="no room")
-MESSAGES = (OPEN, OPENED, STEP, OUTPUT, CloseSession(), Closed(), FAILURE, Ack())
+MESSAGES = (OPEN, OPENED, STEP, OUTPUT, DONE, CloseSession(), Closed(), FAILURE, Ack())
 WAYS = {
     "idle": (),
     "opening": (OPEN,),

@@ -1,0 +1,133 @@
+"""What a hop holds, told by the tokens that it was sent: enough to give another hop the same.
+
+A row is a trail: its last piece of tokens, which knows the piece before it. So a step appends to a row, a rewind takes
+pieces off it, and a reordering copies one pointer a row, however long the rows are; beams that part share their past;
+and a row that nobody continues is forgotten with its bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from corolla.codec import Encoded, splice
+from corolla.replay.store import Sent
+from corolla.wire import Step
+
+__all__ = ["Log", "Trail"]
+
+
+class Trail(NamedTuple):
+    """The end of a row.
+
+    Args:
+        before: What comes before; ``None`` at the row's beginning.
+        sent: The tensor that the piece is in.
+        first: Its first token there.
+        tokens: How many it has.
+        length: How many tokens the row has up to the piece's end.
+    """
+
+    before: "Trail | None"
+    sent: Sent
+    first: int
+    tokens: int
+    length: int
+
+
+class Log:
+    """The tokens that a hop was sent and has stored, row by row.
+
+    Args:
+        rows: How many rows the session has.
+
+    Attributes:
+        rows: For each row its end, ``None`` if it is empty. Never changed, but replaced: who keeps it can come back.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows: tuple[Trail | None, ...] = (None,) * rows
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a replay sends."""
+        return sum(row.length for row in self.rows if row is not None)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest row has."""
+        return max(row.length if row is not None else 0 for row in self.rows)
+
+    def note(self, step: Step, sent: Sent) -> None:
+        """Write down a step that the hop has taken.
+
+        Args:
+            step: The step.
+            sent: Its tensor.
+        """
+        rows = self.rows if step.order is None else [self.rows[row] for row in step.order]
+        noted: list[Trail | None] = []
+        first = 0
+        for row, start, count in zip(rows, step.starts, step.counts, strict=True):
+            before = _cut(row, start)
+            noted.append(Trail(before, sent, first, count, start + count) if count else before)
+            first += count
+        self.rows = tuple(noted)
+
+    def replay(self, limit_tokens: int) -> Iterator[tuple[Step, Encoded]]:
+        """Give the steps that build the rows up in an empty session, with the very bytes that were sent.
+
+        Args:
+            limit_tokens: The most tokens of one step.
+        """
+        starts = [0] * len(self.rows)
+        for pieces in _chunks(self.rows, limit_tokens):
+            counts = [0] * len(self.rows)
+            for row, piece in pieces:
+                counts[row] += piece.tokens
+            encoded = splice(
+                [(piece.sent.meta, piece.sent.payload, piece.first, piece.first + piece.tokens) for _, piece in pieces]
+            )
+            yield Step(starts=tuple(starts), counts=tuple(counts), hidden=encoded.meta), encoded
+            starts = [start + count for start, count in zip(starts, counts, strict=True)]
+
+
+def _cut(row: Trail | None, length: int) -> Trail | None:
+    """Shorten a row."""
+    while row is not None and row.length > length:
+        count = row.tokens - (row.length - length)
+        row = row._replace(tokens=count, length=length) if count > 0 else row.before
+    return row
+
+
+def _pieces(row: Trail | None) -> list[Trail]:
+    """List a row's pieces from its beginning."""
+    pieces = []
+    while row is not None:
+        pieces.append(row)
+        row = row.before
+    return pieces[::-1]
+
+
+def _chunks(rows: Sequence[Trail | None], limit_tokens: int) -> Iterator[list[tuple[int, Trail]]]:
+    """Cut all rows, one after another, into runs of pieces that can be sent as one tensor."""
+    chunk: list[tuple[int, Trail]] = []
+    room = limit_tokens
+    for number, row in enumerate(rows):
+        for piece in _pieces(row):
+            if chunk and _kind(chunk[-1][1]) != _kind(piece):
+                yield chunk
+                chunk, room = [], limit_tokens
+            first, stop = piece.first, piece.first + piece.tokens
+            while first < stop:
+                count = min(room, stop - first)
+                chunk.append((number, piece._replace(first=first, tokens=count)))
+                first, room = first + count, room - count
+                if not room:
+                    yield chunk
+                    chunk, room = [], limit_tokens
+    if chunk:
+        yield chunk
+
+
+def _kind(piece: Trail) -> tuple[str, str]:
+    """Say how a piece is encoded: only what is encoded alike can travel as one tensor."""
+    return piece.sent.meta.codec, piece.sent.meta.dtype
