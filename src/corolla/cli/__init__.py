@@ -17,6 +17,7 @@ _COMMANDS = {
     "chat": ("corolla.cli.chat", "Chat with a model that a swarm serves."),
     "generate": ("corolla.cli.generate", "Continue a text with a model that a swarm serves."),
     "info": ("corolla.cli.info", "Show what a model is, and who serves it."),
+    "swarm": ("corolla.cli.swarm", "Look at a swarm; make a private one, and invites to it."),
     "config": ("corolla.cli.about", "Show every setting and where its value comes from."),
     "version": ("corolla.cli.about", "Show the versions of Corolla and of what it stands on."),
 }

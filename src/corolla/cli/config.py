@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from corolla.errors import ConfigError
 from corolla.telemetry.log import LevelName
 
-__all__ = ["ChatConfig", "DemoConfig", "OutputConfig", "ParentConfig"]
+__all__ = ["ChatConfig", "DemoConfig", "InviteConfig", "OutputConfig", "ParentConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,33 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.servers <= 64:
             raise ConfigError(f"servers is {self.servers}; the demo can start 1 to 64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteConfig:
+    """What invites to a private swarm of one's own say.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    swarm: str | None = field(
+        default=None, metadata={"help": "name of a private swarm whose key this account has; default: the only one"}
+    )
+    id: str | None = field(default=None, metadata={"help": "an invite, or the beginning of its id"})
+    allows: Literal["serve", "use", "both"] = field(default="both", metadata={"help": "what an invite allows"})
+    expires_s: float = field(
+        default=30 * 86400.0, metadata={"help": "for how long an invite holds, as in 30d, 12h or never", "unit": "time"}
+    )
+    name: str = field(default="", metadata={"help": "for whom an invite is; for its owner only"})
+    peers: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "addresses of peers to start from, as tls://host:port; they become part of invites"},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.expires_s > 0:
+            raise ConfigError(f"expires_s is {self.expires_s}; an invite holds for some time, or never ends")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

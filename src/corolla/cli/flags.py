@@ -76,7 +76,7 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {}
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name=function.__name__, help=_paragraphs(inspect.getdoc(function) or ""))(run)
+        app.command(name=function.__name__.rstrip("_"), help=_paragraphs(inspect.getdoc(function) or ""))(run)
         return app
 
     return decorate

@@ -1,8 +1,8 @@
 """``corolla info``: what a model is, whether it can be served, and who serves it."""
 
-from collections.abc import Sequence
 from typing import TypedDict, get_args
 
+import anyio
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -10,17 +10,16 @@ from rich.text import Text
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.flags import Flag, command
+from corolla.cli.look import look_at_swarm
 from corolla.cli.progress import show_progress
+from corolla.cli.servers import server_as_data, show_servers
 from corolla.cli.settings import Settings
 from corolla.errors import UsageError
 from corolla.hub import HubConfig, Progress, open_repository
 from corolla.swarm import SwarmConfig
-from corolla.terms import Announcement, DType, ModelId, Snapshot, Span
+from corolla.terms import DType, ModelId, Span
 
 __all__ = ["info"]
-
-_MARKS = " ▁▂▃▄▅▆▇█"  # how many servers have a block: none, one, ... eight or more
-_NAMES = 16
 
 
 class _Model(TypedDict):
@@ -56,31 +55,24 @@ def info(settings: Settings) -> None:
     Who serves it is seen from a --peer of the swarm; without MODEL, it is the only model that the swarm has.
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
-    is_in_swarm = config.peers or settings.get(SwarmConfig).invite
-    snapshot = _look_at_swarm(settings, config.peers) if is_in_swarm else None
+    swarm = settings.get(SwarmConfig)
+    look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite else None
     name = config.model
-    if name is None and snapshot is not None:
+    if name is None and look is not None:
         from corolla.cli.conversation import only_model
 
-        name = only_model(snapshot)
+        name = only_model(look.snapshot)
     if name is None:
         raise UsageError("name a model, or a peer of a swarm that serves one: corolla info MODEL, or --peer ADDRESS")
     with show_progress(output) as report:
         model = _describe(name, settings.get(HubConfig), report)
-    servers = [one for one in snapshot.announcements if one.model == model["model_id"]] if snapshot else None
+    servers = [one for one in look.snapshot.announcements if one.model == model["model_id"]] if look else []
     if output.is_json:
-        output.json({**model, "servers": servers})
+        output.json({**model, "servers": [server_as_data(one, look.rtts_s) for one in servers] if look else None})
         return
     _show_model(model, output)
-    if servers is not None:
-        _show_servers(servers, model["blocks"], output)
-
-
-def _look_at_swarm(settings: Settings, peers: Sequence[str]) -> Snapshot:
-    from corolla.client import ClientConfig, Swarm
-
-    with Swarm(peers, config=settings.get(ClientConfig), swarm_config=settings.get(SwarmConfig)) as swarm:
-        return swarm.snapshot()
+    if look is not None:
+        show_servers(servers, model["blocks"], output, look.rtts_s)
 
 
 def _describe(name: str, hub: HubConfig, report: Progress) -> _Model:
@@ -130,22 +122,3 @@ def _show_model(model: _Model, output: Output) -> None:
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(without_controls(value), overflow="fold"))
     output.result(table)
-
-
-def _show_servers(servers: Sequence[Announcement], blocks: int, output: Output) -> None:
-    table = Table(
-        "peer", "name", "blocks", "state", "dtype", "tokens/s", "free tokens", "sessions", "version",
-        box=None, header_style="bold",
-    )  # fmt: skip
-    for server in sorted(servers, key=lambda one: (one.span, one.peer)):
-        speed = f"{server.speed.decode_tokens_per_s:.0f}" if server.speed else ""
-        cells = [server.name[:_NAMES], str(server.span), server.state, server.dtype, speed]
-        cells += [str(server.free_tokens), str(server.sessions), server.version[:_NAMES]]
-        table.add_row(server.peer[:8], *(Text(without_controls(cell)) for cell in cells))
-    output.result("")
-    output.result(table if servers else "no server of this swarm has this model")
-    counts = [sum(block in server.span for server in servers if server.state == "online") for block in range(blocks)]
-    missing = sum(count == 0 for count in counts)
-    bar = "".join(_MARKS[min(count, len(_MARKS) - 1)] for count in counts)
-    summary = f"{missing} of {blocks} blocks have no server" if missing else f"every block has {min(counts)} or more"
-    output.result(f"\n|{bar}| {summary}")

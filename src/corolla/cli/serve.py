@@ -31,6 +31,7 @@ __all__ = ["serve"]
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("server.new_swarm"),
         Flag("server.blocks"),
         Flag("server.num_blocks"),
         Flag("server.dtype"),
@@ -53,8 +54,8 @@ __all__ = ["serve"]
 def serve(settings: Settings) -> int:
     """Serve a span of a model's blocks to a swarm.
 
-    Without --peer it starts a new swarm, and prints the line that others need to join it. Ctrl-C lets sessions finish,
-    then leaves; a second one leaves at once.
+    Without --peer, and without an --invite that names peers, it starts a new swarm, and prints the line that others
+    need to join it. Ctrl-C lets sessions finish, then leaves; a second one leaves at once.
     """
     config, parent = settings.get(OutputConfig), settings.get(ParentConfig)
     configure_logging(config.log_level, json=config.log_json)
@@ -154,10 +155,12 @@ class _Run:
             return [(f"peer {server.peer_id[:8]} listens on {' '.join(server.addresses)}", "")]
         if stage == "joined":
             model, address = shlex.quote(server.config.model), server.addresses[0]
+            way = f"{model} --peer {address}" + (" --invite INVITE" if server.swarm_id else "")
+            swarm = f"private swarm {server.swarm_id[:8]}" if server.swarm_id else "swarm"
             return [
-                ("joined the swarm" if server.config.peers else "started a new swarm", ""),
-                (f"  to join it:       corolla serve {model} --peer {address}", "bold"),
-                (f"  to chat with it:  corolla chat {model} --peer {address}", "bold"),
+                (f"started a new {swarm}" if server.is_founder else f"joined the {swarm}", ""),
+                (f"  to join it:       corolla serve {way}", "bold"),
+                (f"  to chat with it:  corolla chat {way}", "bold"),
             ]
         if stage == "claimed":
             return [(f"claimed blocks {server.span}", "")]

@@ -7,6 +7,7 @@ known to the room that has it.
 import difflib
 import importlib
 import json
+import math
 import os
 import re
 import tomllib
@@ -35,6 +36,7 @@ __all__ = [
     "kind_of",
     "load_settings",
     "parse_bytes",
+    "parse_seconds",
     "shown_type",
     "write_file",
 ]
@@ -47,6 +49,7 @@ SECTIONS = {
     "client": "corolla.client:ClientConfig",
     "chat": "corolla.cli.config:ChatConfig",
     "demo": "corolla.cli.config:DemoConfig",
+    "invite": "corolla.cli.config:InviteConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",
 }
@@ -62,6 +65,8 @@ _TYPES: dict[object, str] = {
 }
 _PREFIX = "COROLLA_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i?)B|B)?")
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)?")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 _C = TypeVar("_C")
@@ -206,6 +211,20 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix and prefix.upper()])
 
 
+def parse_seconds(text: str) -> float:
+    """Read a length of time as people write it: ``30d``, ``12 h``, ``90``, ``never``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if text.strip() == "never":
+        return math.inf
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"a length of time is written as in 30d, 12h, 10min, 90s or 90, not {text!r}")
+    return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
 def write_file(path: Path, settings: Settings, sections: Collection[str]) -> None:
     """Write a file from which a child process gets the settings of some sections, and nothing else from files.
 
@@ -312,6 +331,8 @@ def _to_type(hint: object, given: Given) -> object:
         return Path(msgspec.convert(value, str)).expanduser()
     if given.key.endswith("_bytes") and isinstance(value, str):
         return parse_bytes(value)
+    if given.key.endswith("_s") and hint is float and isinstance(value, str):
+        return parse_seconds(value)
     if get_origin(hint) is tuple and given.is_text and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return msgspec.convert(value, hint, strict=not given.is_text)

@@ -44,6 +44,9 @@ class ServerConfig:
     peers: tuple[str, ...] = field(
         default=(), metadata={"help": "addresses of peers of the swarm to join; none starts a new swarm"}
     )
+    new_swarm: bool = field(
+        default=False, metadata={"help": "start a new swarm, whatever the invite or the local network knows of one"}
+    )
     identity: Path | None = field(
         default=None, metadata={"help": "file with the server's key, made if it is not there; default: a new key"}
     )
@@ -56,6 +59,10 @@ class ServerConfig:
         if self.blocks is not None and self.num_blocks is not None and len(self.blocks) != self.num_blocks:
             raise ConfigError(
                 f"blocks {self.blocks} are {len(self.blocks)}, but num_blocks is {self.num_blocks}; give one"
+            )
+        if self.new_swarm and self.peers:
+            raise ConfigError(
+                f"new_swarm starts a swarm, and peers, {self.peers[0]}, are of one to join; give one of them"
             )
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")

@@ -29,6 +29,7 @@ from corolla.swarm import (
     TlsTransport,
     spread_revocations,
 )
+from corolla.swarm.invite import SwarmId
 from corolla.swarm.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
@@ -77,10 +78,12 @@ class Server:
         membership = self._endpoint.membership
         if membership is not None:
             membership.check_may_serve()
+        invited_to = membership.invite.peers if membership and not config.new_swarm else ()
+        self._contacts = Contacts([*config.peers, *invited_to])
         self._gossip = Gossip(
             self._endpoint,
             Directory(self._swarm_config, admits=membership.admits if membership else None),
-            Contacts([*config.peers, *(membership.invite.peers if membership else ())]),
+            self._contacts,
             rng=random.Random(),
         )
         self._stop = anyio.Event()
@@ -98,6 +101,16 @@ class Server:
     def addresses(self) -> tuple[Address, ...]:
         """Where this server listens; empty before it does."""
         return self._endpoint.addresses
+
+    @property
+    def swarm_id(self) -> SwarmId | None:
+        """Which private swarm this server is in; ``None`` for a public one."""
+        return None if self._endpoint.membership is None else self._endpoint.membership.swarm
+
+    @property
+    def is_founder(self) -> bool:
+        """Whether this server starts a swarm of its own, as it knows no peer to join."""
+        return not self._contacts.given
 
     @property
     def load(self) -> Load | None:

@@ -216,7 +216,8 @@ class Endpoint:
     async def _close_stale(self) -> None:
         """While the endpoint is open, close idle channels that grew old, and all to peers that ceased to be members."""
         while True:
-            await anyio.sleep(min(1.0, self.config.idle_s / 4))
+            with anyio.move_on_after(min(1.0, self.config.idle_s / 4)):
+                await (anyio.sleep_forever() if self.membership is None else self.membership.changed.wait())
             await self._cut_off()
             oldest_s = anyio.current_time() - self.config.idle_s
             stale: list[Channel] = []

@@ -106,7 +106,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
         return _CONTEXT + _ENCODER.encode((self.swarm, self.invite, self.allows, self.expires_s))
 
 
-class Invite(msgspec.Struct, frozen=True, array_like=True):
+class Invite(msgspec.Struct, frozen=True):
     """An invite as its holder has it: whoever reads it may use it, so it is kept like a password.
 
     Args:
@@ -118,8 +118,8 @@ class Invite(msgspec.Struct, frozen=True, array_like=True):
 
     version: Literal[1]
     grant: Grant
-    seed: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    peers: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=_MAX_PEERS)] = ()
+    seed: bytes
+    peers: tuple[Address, ...] = ()
 
     def __repr__(self) -> str:
         return f"Invite({self.grant.invite[:8]} to swarm {self.grant.swarm[:8]})"  # without the seed
@@ -186,25 +186,49 @@ class Invite(msgspec.Struct, frozen=True, array_like=True):
         if checksum != _checksum(body):
             raise UsageError("the invite is not as it was written; copy the whole line again")
         try:
-            invite = msgspec.msgpack.decode(body, type=cls)
+            invite = msgspec.msgpack.decode(body, type=_Line).invite
             for peer in invite.peers:
                 parse_address(peer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ConfigError) as error:
             raise UsageError(f"the invite cannot be read ({error}); it may be of a newer version: upgrade") from error
-        if InviteId(invite.identity.peer_id) != invite.grant.invite or not invite.grant.is_genuine:
+        if not invite.grant.is_genuine:
             raise UsageError("the invite is not signed by the key of its swarm; ask the swarm's owner for another")
         return invite
 
     @property
     def line(self) -> str:
         """The invite as text, to be copied."""
-        body = _ENCODER.encode(self)
+        grant = self.grant
+        swarm = base64.b32decode(grant.swarm.upper() + "====")
+        body = _ENCODER.encode(
+            _Line(self.version, swarm, self.seed, grant.allows, grant.expires_s, grant.signature, self.peers)
+        )
         return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
 
     @property
     def identity(self) -> Identity:
         """The invite's own key."""
         return _identity(self.seed)
+
+
+class _Line(msgspec.Struct, frozen=True, array_like=True):
+    """What an invite's line holds: all that the rest can be made of, as it should be short."""
+
+    version: Literal[1]
+    swarm: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    seed: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    allows: Permission
+    expires_s: _Time | None
+    signature: _Signature
+    peers: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=_MAX_PEERS)]
+
+    @property
+    def invite(self) -> Invite:
+        swarm = SwarmId(base64.b32encode(self.swarm).decode().rstrip("=").lower())
+        own = InviteId(_identity(self.seed).peer_id)
+        return Invite(
+            self.version, Grant(swarm, own, self.allows, self.expires_s, self.signature), self.seed, self.peers
+        )
 
 
 def describe_time(time_s: float) -> str:

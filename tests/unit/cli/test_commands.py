@@ -19,6 +19,11 @@ def found(name):
     return typer.main.get_command(getattr(importlib.import_module(f"corolla.cli.{home}"), name))
 
 
+def commands_of(name):
+    """Give the command, or those below it."""
+    return list(getattr(found(name), "commands", {name: found(name)}).items())
+
+
 @each_command
 def test_the_list_of_commands_says_what_each_says_of_itself(name):
     assert found(name).help.partition("\n")[0] == COMMANDS[name]
@@ -26,19 +31,21 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name):
 
 @each_command
 def test_each_flag_is_a_setting_and_shows_its_help(name):
-    flags = [flag for flag in found(name).params if flag.name not in {"config", "help"}]
-    assert flags
-    for flag in flags:
-        section, _, field = flag.name.partition("_")
-        assert section in SECTIONS
-        assert flag.help == field_of(f"{section}.{field}").metadata["help"]
+    for _, command in commands_of(name):
+        flags = [flag for flag in command.params if flag.name not in {"config", "help"}]
+        assert flags
+        for flag in flags:
+            section, _, field = flag.name.partition("_")
+            assert section in SECTIONS
+            assert flag.help == field_of(f"{section}.{field}").metadata["help"]
 
 
 @each_command
 def test_help_can_be_asked_for(name, invoke):
-    done = invoke(name, "--help")
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert "--debug" in done.stdout
+    for below, _ in commands_of(name):
+        done = invoke(*dict.fromkeys((name, below)), "--help")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert "--debug" in done.stdout
 
 
 def test_help_and_version_load_no_torch():

@@ -13,7 +13,7 @@ from corolla.errors import (
     RemoteProtocolError,
 )
 from corolla.swarm import Channel
-from corolla.wire import Ack, Failure, Ping, Pong, Publish, encode_frame, encode_message
+from corolla.wire import PROTOCOL_VERSION, Ack, Failure, Ping, Pong, Publish, encode_frame, encode_message
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
 pytestmark = pytest.mark.anyio
@@ -162,7 +162,7 @@ async def test_an_end_between_messages_ends_the_iteration_and_one_in_a_message_d
     [
         (b"CRLA\x09" + bytes(15), PeerOutdated),
         (b"HTTP/1.1 400", RemoteProtocolError),
-        (b"CRLA\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0", FrameTooLarge),
+        (b"CRLA%c" % PROTOCOL_VERSION + bytes(7) + b"\xff" * 4 + bytes(4), FrameTooLarge),
         (encode_frame(b"\xc1")[0], RemoteProtocolError),
     ],
 )
