@@ -23,11 +23,13 @@ these are tested with every change.
 * **exact**: three spans give bit for bit what the whole model gives: prompts, cached steps, padded batches, gradients.
 * **packed**: tokens of many sessions run in one batch, and keys and values live in pages. Where not, each session of a
   server keeps the family's own cache, and runs alone.
+* **lean**: the commonest kind of block, RMS norms, rotary attention and a gated MLP, has a decode step of its own with
+  fewer operations and faster kernels ([performance.md](performance.md)).
 * **rewind**: a session can be taken back to an earlier position. Where not, it is started anew from the log of what was
   sent.
 
-| family | exact | packed | rewind | why not |
-|---|---|---|---|---|
+| family | exact | packed | lean | rewind | why not |
+|---|---|---|---|---|---|
 """
 
 TAIL = """
@@ -55,7 +57,8 @@ def main() -> None:
     for family in FAMILIES:
         report = check_family(default_config(family))
         why = next((plain for words, plain in PLAIN_REASONS.items() if words in report.reason), report.reason)
-        answers = ("yes" if answer else "no" for answer in (report.is_supported, report.is_packable, report.can_rewind))
+        found = (report.is_supported, report.is_packable, report.is_lean, report.can_rewind)
+        answers = ("yes" if answer else "no" for answer in found)
         rows.append(f"| `{family}` | {' | '.join(answers)} | {why} |\n")
     unsupported = [f"| `{family}` | {why} |\n" for family, why in UNSUPPORTED.items()]
     versions = f"transformers {transformers.__version__} and torch {torch.__version__.partition('+')[0]}"

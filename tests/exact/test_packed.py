@@ -2,6 +2,7 @@
 
 # T tokens, N packed tokens, D model width
 
+import copy
 import re
 from pathlib import Path
 
@@ -19,19 +20,20 @@ block may move a result by some roundings (6e-8 each)."""
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 ROWS = {
-    family: (packed == "yes", rewind == "yes")
-    for family, packed, rewind in re.findall(
-        r"^\| `([^`]+)` \| yes \| (yes|no) \| (yes|no) \|", TABLE.read_text(), re.M
+    family: tuple(answer == "yes" for answer in answers)
+    for family, *answers in re.findall(
+        r"^\| `([^`]+)` \| yes \| (yes|no) \| (yes|no) \| (yes|no) \|", TABLE.read_text(), re.M
     )
 }
-PACKABLE = [family for family, (is_packable, _) in ROWS.items() if is_packable]
+PACKABLE = [family for family, (is_packable, _, _) in ROWS.items() if is_packable]
+LEAN = [family for family, (_, is_lean, _) in ROWS.items() if is_lean]
 
 
 class AloneAndPacked:
     """One span, run both ways over the same hidden states."""
 
-    def __init__(self, family, rows):
-        (self.span,) = split_model(build_tiny(default_config(family)), [Span(0, 4)])
+    def __init__(self, family, rows, *, is_lean=False):
+        (self.span,) = split_model(build_tiny(default_config(family)), [Span(0, 4)], is_lean=is_lean)
         self.hidden = torch.randn(rows, 64, self.span.hidden_size)
         self.starts = [0] * rows
         self.kvs = [GrowingKV() for _ in range(rows)]
@@ -64,7 +66,7 @@ def test_the_table_in_the_docs_lists_the_families_that_are_tested():
 def test_the_self_test_finds_what_the_table_in_the_docs_says(family):
     report = check_family(default_config(family))
     assert report.is_supported, report.reason
-    assert (report.is_packable, report.can_rewind) == ROWS[family], report.reason
+    assert (report.is_packable, report.is_lean, report.can_rewind) == ROWS[family], report.reason
 
 
 @pytest.mark.parametrize("family", PACKABLE)
@@ -76,6 +78,60 @@ def test_rows_that_begin_go_on_and_decode_give_what_each_gives_alone(family):
     assert both.step([1, 1, 1, 1]) < TOLERANCE
     assert both.step([0, 7, 0, 12]) < TOLERANCE
     assert both.step([1, 1, 1, 1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", LEAN)
+@torch.inference_mode()
+def test_lean_blocks_give_what_the_blocks_themselves_give(family):
+    both = AloneAndPacked(family, rows=4, is_lean=True)
+    for counts in ([14, 3, 0, 1], [1, 9, 2, 1], [1, 0, 0, 0], [0, 1, 1, 1], [0, 7, 0, 12], [1, 1, 1, 1]):
+        assert both.step(counts) < TOLERANCE
+
+
+def test_blocks_that_join_the_same_parts_otherwise_are_not_lean():
+    config = default_config("granite")
+    assert check_family(config).is_lean
+    config.residual_multiplier = 0.22
+    report = check_family(config)
+    assert report.is_packable
+    assert not report.is_lean
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_lean_blocks_in_half_precision_are_as_near_to_the_truth_as_the_blocks_themselves(dtype):
+    (truth,) = split_model(build_tiny(tiny_config("qwen3")), [Span(0, 4)])
+    half = build_tiny(tiny_config("qwen3")).to(dtype)
+    (plain,) = split_model(half, [Span(0, 4)])
+    (lean,) = split_model(copy.deepcopy(half), [Span(0, 4)], is_lean=True)
+    hidden_ND = torch.randn(9, truth.hidden_size).to(dtype)
+
+    def run(span):
+        kv = GrowingKV()
+        outputs = [span.forward_packed(hidden_ND[:8].to(span.dtype), [PackedRow(0, 8, kv)])[0]]
+        outputs.append(span.forward_packed(hidden_ND[8:].to(span.dtype), [PackedRow(8, 1, kv)])[0])
+        return torch.cat(outputs).float()
+
+    expected = run(truth)
+    assert distance(run(lean), expected) < 1.5 * distance(run(plain), expected)
+    assert lean.weight_bytes == plain.weight_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lean_span_still_runs_forward_and_back_bit_for_bit(dtype):
+    model = build_tiny(tiny_config("qwen2")).to(dtype)
+    (plain,) = split_model(model, [Span(0, 4)])
+    (lean,) = split_model(copy.deepcopy(model), [Span(0, 4)], is_lean=True)
+    hidden_BTD = torch.randn(2, 7, plain.hidden_size).to(dtype)
+
+    def run(span):
+        input_BTD = hidden_BTD.clone().requires_grad_()
+        output_BTD, _ = span(input_BTD)
+        output_BTD.square().sum().backward()
+        return output_BTD, input_BTD.grad
+
+    for actual, expected in zip(run(lean), run(plain), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"])

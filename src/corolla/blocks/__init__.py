@@ -15,6 +15,7 @@ from corolla.blocks.architecture import (
 from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
 from corolla.blocks.loading import load_span, needed_keys, weight_bytes
+from corolla.blocks.products import use_threads
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.span import BlockSpan
@@ -45,5 +46,6 @@ __all__ = [
     "split_model",
     "text_config",
     "tiny_config",
+    "use_threads",
     "weight_bytes",
 ]

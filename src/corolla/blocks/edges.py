@@ -26,6 +26,7 @@ from corolla.blocks.loading import (
     refuse_quantized,
     select_keys,
 )
+from corolla.blocks.products import Head
 from corolla.blocks.shell import StandIns, find_arity, plain_attributes
 
 __all__ = ["RemoteBlocks", "load_edges", "needed_edge_keys"]
@@ -77,6 +78,9 @@ def load_edges(
         inside = {id(parameter) for parameter in decoder.parameters()}
         missing = {name for name in missing if id(model.get_parameter(name)) in inside}
     refuse_missing(missing, directory)
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        model.set_output_embeddings(Head(head))
     arity = find_arity(model, dtype, model.device)
     for block in getattr(decoder, name):
         block.arity = arity

@@ -85,7 +85,7 @@ def load_span(
     with open_tensors(directory, {key: files[key] for key in keys}, progress) as tensors:
         model, missing = read_model(cls, config, tensors, dtype=dtype, device=device)
     refuse_missing(missing, directory)
-    return BlockSpan(model, span, is_packable=report.is_packable, dtype=dtype)
+    return BlockSpan(model, span, is_packable=report.is_packable, is_lean=report.is_lean, dtype=dtype)
 
 
 def needed_keys(config: PreTrainedConfig, span: Span, index_keys: Iterable[str]) -> set[str]:

@@ -7,7 +7,7 @@ and their stores; not blocks, spans or sessions.
 # N packed tokens, H query heads, K key heads, T tokens of a row, L stored tokens, D head width
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,15 @@ from corolla.blocks.kv import PackedRow
 from corolla.blocks.session_cache import AbsentLayer
 from corolla.errors import UnsupportedModel
 
-__all__ = ["ATTENTION_NAME", "PackedBatch", "PassingCache", "register_attention", "run_batch"]
+__all__ = [
+    "ATTENTION_NAME",
+    "Attention",
+    "PackedBatch",
+    "PassingCache",
+    "attend",
+    "register_attention",
+    "run_batch",
+]
 
 ATTENTION_NAME = "corolla_packed"
 """The name of the packed attention in transformers' ``AttentionInterface``."""
@@ -43,17 +51,35 @@ class _Reach(NamedTuple):
         return position // self.chunk * self.chunk if self.chunk is not None else 0
 
 
+class Attention(NamedTuple):
+    """How a block attends.
+
+    Args:
+        block: Its index in the whole model.
+        reach: How far back it sees.
+        scaling: What scores are multiplied by; ``None`` for one over the root of the head's width.
+        softcap: What scores are capped at, smoothly; ``None`` for no cap.
+        sinks_H: For each query head, the score of attending to nothing; ``None`` if that is not possible.
+    """
+
+    block: int
+    reach: _Reach
+    scaling: float | None
+    softcap: float | None
+    sinks_H: Tensor | None
+
+
 @dataclass(slots=True)
 class PackedBatch:
     """The rows of one packed run, and what its blocks share.
 
     Args:
         rows: The rows, in the order of their tokens.
-        visited: Which blocks have attended so far.
+        visited: How each block that has attended so far did it.
     """
 
     rows: Sequence[PackedRow]
-    visited: set[int] = field(default_factory=set)
+    visited: dict[int, Attention] = field(default_factory=dict)
     _new: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masks: dict[tuple[int, _Reach, int], Tensor] = field(default_factory=dict)
 
@@ -62,14 +88,13 @@ class PackedBatch:
         self._new[block] = (key_1KND, value_1KND)
 
     def take_new(self, block: int) -> tuple[Tensor, Tensor]:
-        """What :meth:`put_new` noted; the block now counts as visited.
+        """What :meth:`put_new` noted.
 
         Raises:
             UnsupportedModel: If the block wants nothing stored.
         """
         if block not in self._new:
             raise UnsupportedModel(f"block {block} attends without storing keys and values of its own")
-        self.visited.add(block)
         return self._new.pop(block)
 
     def mask_TL(self, index: int, reach: _Reach, groups: int, device: torch.device) -> Tensor:
@@ -144,24 +169,49 @@ def _attend(
     """Attention as transformers calls it; the rows come from the running batch."""
     batch, block = _RUNNING.get(), module.layer_idx
     _check_options(block, attention_mask, options)
-    reach = _reach(module.config, block, options)
+    reach, get = _reach(module.config, block, options), options.get
+    batch.visited[block] = Attention(block, reach, get("scaling"), get("softcap"), get("s_aux"))
     new_key, new_value = batch.take_new(block)
     # Multi-head latent attention stores compressed keys and values, and expands them to attend.
     expand = None if new_key.shape == key_1KND.shape else getattr(module, "expand_kv", _refuse_expansion)
-    is_scored = options.get("softcap") is not None or options.get("s_aux") is not None
+    return attend(batch, batch.visited[block], query_1HND[0], new_key[0], new_value[0], expand)[None], None
+
+
+def attend(
+    batch: PackedBatch,
+    attention: Attention,
+    query_HND: Tensor,
+    key_KND: Tensor,
+    value_KND: Tensor,
+    expand: Callable[..., Any] | None = None,
+) -> Tensor:
+    """Store the new tokens' keys and values in their rows, and let each token attend to its own row.
+
+    Args:
+        batch: The rows.
+        attention: How to attend.
+        query_HND: The queries of the new tokens of all rows.
+        key_KND: Their keys, as they are to be stored.
+        value_KND: Their values.
+        expand: What makes stored keys and values those to attend to; ``None`` if they are.
+
+    Returns:
+        What was attended to, ``[N, H, D]``.
+    """
+    reach = attention.reach
+    is_scored = attention.softcap is not None or attention.sinks_H is not None
     counts = [row.count for row in batch.rows]
-    pieces = zip(*(tensor[0].split(counts, dim=1) for tensor in (query_1HND, new_key, new_value)), strict=True)
+    pieces = zip(*(tensor.split(counts, dim=1) for tensor in (query_HND, key_KND, value_KND)), strict=True)
     outputs_THD = []
     for index, (row, (query_HTD, key_KTD, value_KTD)) in enumerate(zip(batch.rows, pieces, strict=True)):
-        key_KLD, value_KLD = row.kv.append(block, key_KTD, value_KTD)
+        key_KLD, value_KLD = row.kv.append(attention.block, key_KTD, value_KTD)
         if expand is not None:
             key_KLD, value_KLD = (tensor[0] for tensor in expand(key_KLD[None], value_KLD[None]))
         if first := reach.first_seen(row.start):
             key_KLD, value_KLD = key_KLD[:, first:], value_KLD[:, first:]
         view = _RowView(batch, index, reach, query_HTD, key_KLD, value_KLD)
-        outputs_THD.append(_attend_by_scores(view, options) if is_scored else _attend_fused(view, options["scaling"]))
-    output_NHD = outputs_THD[0] if len(outputs_THD) == 1 else torch.cat(outputs_THD)
-    return output_NHD[None], None
+        outputs_THD.append(_attend_by_scores(view, attention) if is_scored else _attend_fused(view, attention.scaling))
+    return outputs_THD[0] if len(outputs_THD) == 1 else torch.cat(outputs_THD)
 
 
 def _refuse_expansion(*_: Tensor) -> Any:
@@ -216,11 +266,11 @@ def _attend_fused(view: _RowView, scaling: float | None) -> Tensor:
     return _unfold(output_1KTD[0], view)
 
 
-def _attend_by_scores(view: _RowView, options: dict[str, Any]) -> Tensor:
+def _attend_by_scores(view: _RowView, attention: Attention) -> Tensor:
     # Capped scores and attention sinks: no fused kernel of torch has them.
-    query_KTD, softcap, sinks_H = view.folded_KTD, options.get("softcap"), options.get("s_aux")
+    query_KTD, softcap, sinks_H = view.folded_KTD, attention.softcap, attention.sinks_H
     scores_KTL = query_KTD @ view.key_KLD.transpose(1, 2)
-    scores_KTL *= options.get("scaling") or 1 / math.sqrt(query_KTD.shape[2])
+    scores_KTL *= attention.scaling or 1 / math.sqrt(query_KTD.shape[2])
     if softcap is not None:
         scores_KTL = torch.tanh(scores_KTL / softcap) * softcap
     mask_TL = view.mask_TL()

@@ -54,14 +54,21 @@ class FamilyReport:
     Args:
         is_supported: Whether the spans gave exactly what the whole model gives.
         is_packable: Whether the packed path agrees with the exact one.
+        is_lean: Whether lean blocks agree with it as well (``blocks/lean.py``).
         can_rewind: Whether a session can be taken back to an earlier position.
         reason: Why it is not supported or else not packable; empty if it is both.
     """
 
     is_supported: bool
     is_packable: bool
+    is_lean: bool
     can_rewind: bool
     reason: str
+
+    @classmethod
+    def unsupported(cls, reason: str) -> "FamilyReport":
+        """Report a family whose blocks cannot be cut apart."""
+        return cls(is_supported=False, is_packable=False, is_lean=False, can_rewind=False, reason=reason)
 
 
 def check_family(config: PreTrainedConfig) -> FamilyReport:
@@ -71,7 +78,7 @@ def check_family(config: PreTrainedConfig) -> FamilyReport:
         config: The configuration of the model that is to be served, of any size.
     """
     if obstacle := _find_obstacle(text_config(config)):
-        return FamilyReport(False, False, False, obstacle)
+        return FamilyReport.unsupported(obstacle)
     # The caller's dice, and whether it wants gradients, are its own.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.enable_grad():
         try:
@@ -79,14 +86,15 @@ def check_family(config: PreTrainedConfig) -> FamilyReport:
             spans = split_model(model)
             failed = [name for name, is_equal in _compare_exact(model, spans) if not is_equal]
         except UnsupportedModel as error:
-            return FamilyReport(False, False, False, error.message)
+            return FamilyReport.unsupported(error.message)
         except _FOREIGN_ERRORS as error:
-            return FamilyReport(False, False, False, f"{type(error).__name__}: {error}")
+            return FamilyReport.unsupported(f"{type(error).__name__}: {error}")
         if failed:
-            return FamilyReport(False, False, False, f"the spans differ from the whole model in {', '.join(failed)}")
+            return FamilyReport.unsupported(f"the spans differ from the whole model in {', '.join(failed)}")
         can_rewind = all(span.can_rewind for span in spans)
         reason = _why_not_packable(spans) if can_rewind else "it keeps a running state, which has no rows"
-    return FamilyReport(True, not reason, can_rewind, reason)
+        is_lean = not reason and _is_lean(spans)
+    return FamilyReport(True, not reason, is_lean, can_rewind, reason)
 
 
 def _find_obstacle(config: PreTrainedConfig) -> str:
@@ -118,7 +126,11 @@ def build_tiny(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def split_model(
-    model: PreTrainedModel, spans: Sequence[Span] | None = None, *, is_packable: bool = False
+    model: PreTrainedModel,
+    spans: Sequence[Span] | None = None,
+    *,
+    is_packable: bool = False,
+    is_lean: bool = False,
 ) -> list[BlockSpan]:
     """Cut a model into spans that share its weights; the model stays as it is.
 
@@ -126,6 +138,7 @@ def split_model(
         model: A whole model.
         spans: Where to cut; ``None`` for the first block, those in the middle, and the last.
         is_packable: What the spans are to say of themselves.
+        is_lean: Whether their packed tokens go through lean blocks.
     """
     count = num_blocks(model.config)
     parts = []
@@ -133,7 +146,7 @@ def split_model(
     for span in spans or [Span(start, stop) for start, stop in pairwise(cuts)]:
         twin = _twin(model)
         prune(twin, span)
-        parts.append(BlockSpan(twin, span, is_packable=is_packable))
+        parts.append(BlockSpan(twin, span, is_packable=is_packable, is_lean=is_lean))
     return parts
 
 
@@ -210,6 +223,14 @@ def _compare_session(
         shown_BT = slice(None) if mask_BT is None else mask_BT[:, step].bool()
         name = f"{'a padded' if mask_BT is not None else 'a'} {'prompt' if step.start == 0 else 'decoded token'}"
         yield name, torch.equal(hidden_BTD[shown_BT], last_BTD[shown_BT])
+
+
+def _is_lean(spans: list[BlockSpan]) -> bool:
+    if not all(span.can_be_lean for span in spans):
+        return False
+    for span in spans:
+        span.make_lean()
+    return not _why_not_packable(spans)
 
 
 def _why_not_packable(spans: list[BlockSpan]) -> str:

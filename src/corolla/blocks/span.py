@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from corolla.blocks.architecture import hidden_size, num_blocks, text_config
-from corolla.blocks.kv import PackedRow
+from corolla.blocks.kv import GrowingKV, PackedRow
+from corolla.blocks.lean import LeanBlock, Rotation
 from corolla.blocks.packing import ATTENTION_NAME, PackedBatch, PassingCache, register_attention, run_batch
+from corolla.blocks.products import Ordered
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.shell import BlockCall, Shell
 from corolla.errors import UnsupportedModel, UsageError
@@ -35,6 +37,7 @@ class BlockSpan(nn.Module):
         model: A pruned model that holds the weights of the span; it is taken over.
         span: The blocks that it still has.
         is_packable: Whether the family's self-test passed on the packed path.
+        is_lean: Whether it passed with lean blocks as well (``blocks/lean.py``).
         dtype: The number format of the hidden states; ``None`` for that of the first weight.
 
     Attributes:
@@ -50,7 +53,13 @@ class BlockSpan(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, span: Span, *, is_packable: bool = False, dtype: torch.dtype | None = None
+        self,
+        model: PreTrainedModel,
+        span: Span,
+        *,
+        is_packable: bool = False,
+        is_lean: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.span = span
@@ -66,6 +75,9 @@ class BlockSpan(nn.Module):
         self.can_rewind = self.new_cache().can_rewind
         self.eval().requires_grad_(False)
         register_attention()
+        self._lean: list[LeanBlock] = []
+        if is_lean:
+            self.make_lean()
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +102,25 @@ class BlockSpan(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """How much memory the blocks' weights take."""
-        return sum(tensor.nbytes for tensor in (*self.blocks.parameters(), *self.blocks.buffers()))
+        plain_bytes = sum(tensor.nbytes for tensor in (*self.blocks.parameters(), *self.blocks.buffers()))
+        return plain_bytes + sum(part.nbytes for part in self.blocks.modules() if isinstance(part, Ordered))
+
+    @property
+    def can_be_lean(self) -> bool:
+        """Whether all blocks have the parts of lean ones; whether they give the same is for the self-test to find."""
+        return all(LeanBlock.fits(block) for block in self.blocks)
+
+    def make_lean(self) -> None:
+        """Run packed tokens through lean blocks from now on; :meth:`forward` stays as it is.
+
+        A token is sent through the blocks once, to see how each of them attends.
+        """
+        batch = PackedBatch([PackedRow(0, 1, GrowingKV())])
+        probe_ND = torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device)
+        with torch.inference_mode():
+            self._run_blocks(probe_ND, self.span, batch, ())
+        indices = range(self.span.start, self.span.stop)
+        self._lean = [LeanBlock(block, batch.visited[index]) for index, block in zip(indices, self.blocks, strict=True)]
 
     def new_cache(self) -> SessionCache:
         """An empty cache for one session on the exact path."""
@@ -196,20 +226,49 @@ class BlockSpan(nn.Module):
     def _run_packed(
         self, hidden_ND: Tensor, rows: Sequence[PackedRow], part: Span, taps: Collection[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        positions = [position for row in rows for position in range(row.start, row.start + row.count)]
         batch = PackedBatch(rows)
-        with self._packed_attention(), run_batch(batch):
-            calls = self._shell.record(
-                hidden_ND[None],
-                part,
-                attention_mask_BT=None,
-                position_ids_BT=torch.tensor([positions], device=hidden_ND.device),
-                cache=PassingCache(num_blocks(self.config), batch),
-            )
-            output_1ND, tapped = self._run(hidden_ND[None], part, calls, taps, saves=False)
+        if self._lean:
+            return self._run_lean(hidden_ND, part, batch, taps)
+        result = self._run_blocks(hidden_ND, part, batch, taps)
         if len(batch.visited) != len(part):
             raise UnsupportedModel(f"{self.config.model_type} attends in a way of its own, which rows cannot have")
+        return result
+
+    def _run_blocks(
+        self, hidden_ND: Tensor, part: Span, batch: PackedBatch, taps: Collection[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run packed tokens through transformers' own blocks."""
+        with self._packed_attention(), run_batch(batch):
+            calls = self._record_packed(hidden_ND, part, batch)
+            output_1ND, tapped = self._run(hidden_ND[None], part, calls, taps, saves=False)
         return output_1ND[0], {index: tensor_1ND[0] for index, tensor_1ND in tapped.items()}
+
+    def _run_lean(
+        self, hidden_ND: Tensor, part: Span, batch: PackedBatch, taps: Collection[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run packed tokens through lean blocks."""
+        with self._packed_attention():
+            calls = self._record_packed(hidden_ND, part, batch)
+        tapped: dict[int, Tensor] = {}
+        rotations: dict[int, Rotation] = {}  # most families have one table for all blocks
+        for index, call in zip(range(part.start, part.stop), calls, strict=True):
+            table = call.kwargs["position_embeddings"]
+            if id(table) not in rotations:
+                rotations[id(table)] = Rotation(*table)
+            hidden_ND = self._lean[index - self.span.start].run(hidden_ND, rotations[id(table)], batch)
+            if index in taps:
+                tapped[index] = hidden_ND
+        return hidden_ND, tapped
+
+    def _record_packed(self, hidden_ND: Tensor, part: Span, batch: PackedBatch) -> list[BlockCall]:
+        positions = [position for row in batch.rows for position in range(row.start, row.start + row.count)]
+        return self._shell.record(
+            hidden_ND[None],
+            part,
+            attention_mask_BT=None,
+            position_ids_BT=torch.tensor([positions], device=hidden_ND.device),
+            cache=PassingCache(num_blocks(self.config), batch),
+        )
 
     def _run_by_kind(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from corolla.blocks import context_tokens
+from corolla.blocks import context_tokens, use_threads
 from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
@@ -66,7 +66,7 @@ class Conversation:
         if not (self._config.peers or swarm.invite):
             raise UsageError("no peer of a swarm is given: add --peer tls://host:port, as corolla serve prints it")
         if self._config.threads:
-            torch.set_num_threads(self._config.threads)
+            use_threads(self._config.threads)
         client, hub = settings.get(ClientConfig), settings.get(HubConfig)
         self._swarm = Swarm(self._config.peers, config=client, swarm_config=swarm)
         try:

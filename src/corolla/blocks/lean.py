@@ -1,0 +1,109 @@
+"""A decode step without detours, for blocks of the commonest kind: RMS norms, rotary attention, a gated MLP.
+
+Transformers' own block is some thirty small operations around seven products; this is a dozen around the same seven,
+with the kernels of ``blocks/products.py``. Only for packed rows, without gradients. A family's self-test decides
+whether its blocks really are of this kind (``blocks/selftest.py``); the generic path stays the reference.
+"""
+
+# N packed tokens, D model width, H query heads, K key heads, W head width
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from corolla.blocks.packing import Attention, PackedBatch, attend
+from corolla.blocks.products import order, product_with
+
+__all__ = ["LeanBlock", "Rotation"]
+
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_LAYERS = (
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+
+
+class Rotation:
+    """A rotary table for the tokens of one run.
+
+    Args:
+        cos_1NW: Cosines, both halves of a head alike.
+        sin_1NW: Sines, likewise.
+    """
+
+    def __init__(self, cos_1NW: Tensor, sin_1NW: Tensor) -> None:
+        self._half = cos_1NW.shape[-1] // 2
+        self._cos_N1W = cos_1NW[0, :, None]
+        self._sin_N1W = sin_1NW[0, :, None].clone()
+        self._sin_N1W[..., : self._half].neg_()
+
+    def apply(self, heads_NHW: Tensor) -> Tensor:
+        """Rotate the heads of each token."""
+        return torch.addcmul(heads_NHW * self._cos_N1W, heads_NHW.roll(self._half, -1), self._sin_N1W)
+
+
+class LeanBlock:
+    """One block.
+
+    Args:
+        block: Transformers' block, of which :meth:`fits` holds. Its weights are shared; its layers may be replaced by
+            others that give the same, with their weights in an order of their own.
+        attention: How it attends.
+    """
+
+    def __init__(self, block: nn.Module, attention: Attention) -> None:
+        for name in _LAYERS:
+            layer = block.get_submodule(name)
+            if isinstance(layer, nn.Linear):
+                block.set_submodule(name, order(layer))
+        parts = dict(block.named_modules())
+        self._attention = attention
+        self._activate = parts["mlp.act_fn"]
+        self._q, self._k, self._v, self._o, self._gate, self._up, self._down = (
+            product_with(parts[name]) for name in _LAYERS
+        )
+        self._norm_attention, self._norm_mlp = (_norm(parts[name]) for name in _NORMS)
+        self._norm_heads = [_norm(parts[name]) for name in _HEAD_NORMS if name in parts]
+        self._head_width: int = parts["self_attn"].head_dim
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        """Say whether a block has the parts of this kind and no others; whether it joins them alike is to be tested."""
+        parts = {name: part for name, part in block.named_modules() if next(part.parameters(False), None) is not None}
+        has_all = set(parts) in ({*_NORMS, *_LAYERS}, {*_NORMS, *_LAYERS, *_HEAD_NORMS})
+        layers = [part for name, part in parts.items() if name in _LAYERS]
+        modules = dict(block.named_modules())
+        has_rest = "mlp.act_fn" in modules and isinstance(getattr(modules.get("self_attn"), "head_dim", None), int)
+        return has_all and has_rest and all(type(layer) is nn.Linear for layer in layers)
+
+    def run(self, hidden_ND: Tensor, rotation: Rotation, batch: PackedBatch) -> Tensor:
+        """Run the block over the new tokens of all rows."""
+        normed_ND = rms_norm(hidden_ND, *self._norm_attention)
+        tokens, width = len(normed_ND), self._head_width
+        query_NHW, key_NKW, value_NKW = (
+            product(normed_ND).view(tokens, -1, width) for product in (self._q, self._k, self._v)
+        )
+        if self._norm_heads:
+            query_NHW = rms_norm(query_NHW, *self._norm_heads[0])
+            key_NKW = rms_norm(key_NKW, *self._norm_heads[1])
+        attended_NHW = attend(
+            batch,
+            self._attention,
+            rotation.apply(query_NHW).transpose(0, 1),
+            rotation.apply(key_NKW).transpose(0, 1),
+            value_NKW.transpose(0, 1),
+        )
+        hidden_ND = self._o(attended_NHW.reshape(tokens, -1)).add_(hidden_ND)
+        normed_ND = rms_norm(hidden_ND, *self._norm_mlp)
+        inner_NI = self._activate(self._gate(normed_ND)).mul_(self._up(normed_ND))
+        return self._down(inner_NI).add_(hidden_ND)
+
+
+def _norm(part: Any) -> tuple[Sequence[int], Tensor, float]:
+    """What torch's RMS norm is to be told: the shape, the weight, and what keeps it from dividing by zero."""
+    eps = part.variance_epsilon if hasattr(part, "variance_epsilon") else part.eps
+    return part.weight.shape, part.weight.detach(), float(eps)

@@ -1,0 +1,142 @@
+"""Products of a few tokens with frozen weights, each by the kernel that is fastest for it.
+
+A decode step multiplies one token, or one of each session, with every weight of a span; its speed is that of reading
+them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``): so single rows in
+float32 go to the BLAS of numpy, and bfloat16 to oneDNN with weights in its own order. Knows weights and rows; not what
+they are for.
+"""
+
+# N rows, I inputs, O outputs
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+__all__ = ["Head", "Ordered", "Product", "order", "product_with", "use_threads"]
+
+Product = Callable[[Tensor], Tensor]
+"""Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
+
+_GEMV_ROWS: Final = 3
+"""Up to so many rows are multiplied one by one: a matrix-vector product reads the weights at the speed of memory,
+which torch's product of few rows does not (``bench/products.py``)."""
+
+
+def use_threads(count: int) -> None:
+    """Let products use so many threads: torch's in the thread that calls this and those still to come, numpy's in all.
+
+    Args:
+        count: How many; at least one.
+    """
+    torch.set_num_threads(count)
+    threadpool_limits(count, user_api="blas")
+
+
+def product_with(layer: nn.Module) -> Product:
+    """Choose how to multiply with the weight of a layer, and add its bias.
+
+    Args:
+        layer: A frozen linear layer, which has come through :func:`order`.
+    """
+    if isinstance(layer, Ordered):
+        return layer.multiply
+    assert isinstance(layer, nn.Linear)
+    weight_OI, bias_O = layer.weight.detach(), _bias(layer)
+    if _takes_rows(weight_OI):
+        return lambda input_NI: _multiply(input_NI, weight_OI, bias_O)
+    return lambda input_NI: linear(input_NI, weight_OI, bias_O)
+
+
+def order(layer: nn.Linear) -> nn.Module:
+    """Give a layer with its weight in the order that products are fastest in; the layer itself, if that is as it is.
+
+    Args:
+        layer: A frozen layer.
+    """
+    weight_OI = layer.weight
+    if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16 and _has_onednn():
+        return Ordered(layer)
+    return layer
+
+
+class Ordered(nn.Module):
+    """A frozen layer whose weight lies in oneDNN's own order, as in what inductor makes of a linear layer.
+
+    Args:
+        layer: The layer whose place it takes; its weight is not needed any more.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self._ordered = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
+        self._pointwise = torch.ops.mkldnn._linear_pointwise
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes."""
+        return int(self._ordered.numel() * self._ordered.element_size())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply, bit for bit as :class:`torch.nn.Linear` does, and with its gradient."""
+        return linear(input, self._ordered.to_dense(), self.bias)
+
+    def multiply(self, input_NI: Tensor) -> Tensor:
+        """Multiply as fast as it can be done, without gradients."""
+        product_NO: Tensor = self._pointwise(input_NI, self._ordered, self.bias, "none", [], "")
+        return product_NO
+
+
+class Head(nn.Linear):
+    """An output layer whose single rows are multiplied as fast as the memory is read, unless gradients are wanted.
+
+    Args:
+        layer: The layer whose weight and bias it shares, and whose place it takes. They may change.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply, as :class:`torch.nn.Linear` does."""
+        if torch.is_grad_enabled() or not _takes_rows(self.weight) or input.dtype != self.weight.dtype:
+            return super().forward(input)
+        output_NO = _multiply(input.reshape(-1, self.in_features), self.weight.detach(), _bias(self))
+        return output_NO.view(*input.shape[:-1], self.out_features)
+
+
+def _bias(layer: nn.Linear) -> Tensor | None:
+    bias_O: Tensor | None = layer.bias  # torch's own annotation forgets that there may be none
+    return None if bias_O is None else bias_O.detach()
+
+
+def _takes_rows(weight_OI: Tensor) -> bool:
+    return weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
+
+
+def _multiply(input_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    if len(input_NI) > _GEMV_ROWS:
+        return linear(input_NI, weight_OI, bias_O)
+    matrix_OI = weight_OI.numpy()
+    output_NO = np.empty((len(input_NI), len(matrix_OI)), np.float32)
+    for row_I, output_O in zip(input_NI.numpy(), output_NO, strict=True):
+        np.dot(matrix_OI, row_I, out=output_O)
+    result_NO = torch.from_numpy(output_NO)
+    return result_NO if bias_O is None else result_NO.add_(bias_O)
+
+
+def _has_onednn() -> bool:
+    operators = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+        and bool(operators._is_mkldnn_bf16_supported())
+    )
