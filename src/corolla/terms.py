@@ -120,6 +120,9 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         num_blocks: How many blocks the whole model has.
         span: Which of them it serves, or will once it has joined.
         state: Whether it takes sessions.
+        next_span: Which blocks it is about to serve instead; ``None`` if it stays.
+        move_s: How long it would be away if it took another span; ``None`` if it takes none.
+        progress: How much of its span it has loaded, from 0 to 1.
         dtype: The number format it computes in.
         addresses: Where to dial it, cheapest first.
         speed: Measured throughput; ``None`` before it has been measured.
@@ -138,6 +141,9 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: Annotated[int, Meta(gt=0, le=MAX_BLOCKS)]
     span: Span
     state: ServerState
+    next_span: Span | None = None
+    move_s: Annotated[float, Meta(ge=0, le=86400)] | None = None
+    progress: Annotated[float, Meta(ge=0, le=1)] = 0.0
     dtype: DType
     addresses: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=16)]
     speed: Speed | None = None

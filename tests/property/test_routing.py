@@ -1,4 +1,4 @@
-"""The chain is the cheapest there is; the chosen span is the weakest; servers that join together settle apart."""
+"""The chain is the cheapest there is."""
 
 import random
 import time
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corolla.errors import NoChain
-from corolla.routing import Demand, RoutingConfig, choose_span, claims_before, coverage, find_chain, uncovered
+from corolla.routing import Demand, RoutingConfig, find_chain, uncovered
 from corolla.terms import Announcement, ModelId, PeerId, Snapshot, Span, Speed
 
 MODEL, OTHER = ModelId("0" * 64), ModelId("1" * 64)
@@ -154,72 +154,3 @@ def test_a_chain_through_ten_thousand_servers_is_found_at_once(longest):
     chain = find_chain(snapshot, Demand(model=MODEL, span=Span(0, 128)), rtts_s)
     assert time.process_time() - started_s < 0.5  # several times what it takes
     assert chain.span == Span(0, 128)
-
-
-@given(snapshot=swarms(), length=st.integers(1, BLOCKS))
-def test_the_chosen_span_is_the_weakest(snapshot, length):
-    rates = coverage(snapshot, MODEL, BLOCKS)
-    alternatives = [(sorted(rates[start : start + length]), start) for start in range(BLOCKS - length + 1)]
-    assert choose_span(snapshot, MODEL, BLOCKS, length).start == min(alternatives)[1]
-    assert len(choose_span(snapshot, MODEL, BLOCKS, length)) == length
-
-
-@given(snapshot=swarms())
-def test_coverage_sums_what_serves_or_will(snapshot):
-    servers = [server for server in snapshot.announcements if server.model == MODEL and server.state != "draining"]
-    rates = [server.speed.decode_tokens_per_s for server in servers if server.speed]
-    usual = sum(rates) / len(rates) if rates else 1.0
-    for block, rate in enumerate(coverage(snapshot, MODEL, BLOCKS)):
-        here = [server for server in servers if block in server.span]
-        assert rate == pytest.approx(
-            sum(server.speed.decode_tokens_per_s if server.speed else usual for server in here)
-        )
-
-
-@pytest.mark.parametrize("length", [0, 7])
-def test_a_span_longer_than_the_model_is_refused(length):
-    with pytest.raises(ValueError, match=f"a span of {length} blocks cannot be chosen from a model of 6"):
-        choose_span(Snapshot(announcements=()), MODEL, 6, length)
-
-
-def settle(count, num_blocks, length, before=()):
-    """Let servers that join together claim and look again, all at once, until each sees no reason to move."""
-    claims, settled = {}, set()
-    while len(settled) < count:
-        joining = [announce(number, span, state="joining") for number, span in claims.items()]
-        snapshot = Snapshot(announcements=(*before, *joining))
-        chosen = {
-            number: choose_span(claims_before(snapshot, peer(number)), MODEL, num_blocks, length)
-            for number in range(count)
-            if number not in settled
-        }
-        settled |= {number for number, span in chosen.items() if claims.get(number) == span}
-        claims |= chosen
-    return claims
-
-
-@given(length=st.integers(1, 5), servers=st.integers(1, 8))
-def test_servers_that_join_together_settle_on_disjoint_spans_that_cover_the_model(length, servers):
-    claims = settle(servers, servers * length, length)
-    assert sorted(claims.values()) == [Span(at * length, (at + 1) * length) for at in range(servers)]
-
-
-@given(num_blocks=st.integers(1, 20), count=st.integers(1, 8), data=st.data())
-def test_servers_that_join_together_settle_as_if_one_after_another(num_blocks, count, data):
-    length = data.draw(st.integers(1, num_blocks))
-    before = tuple(
-        announce(100 + at, data.draw(spans(stop=num_blocks)), 2.0) for at in range(data.draw(st.integers(0, 3)))
-    )
-    one_by_one = {}
-    for number in range(count):
-        taken = [announce(other, span, state="joining") for other, span in one_by_one.items()]
-        snapshot = Snapshot(announcements=(*before, *taken))
-        one_by_one[number] = choose_span(snapshot, MODEL, num_blocks, length)
-    assert settle(count, num_blocks, length, before) == one_by_one
-
-
-def test_a_server_that_has_not_measured_itself_is_not_taken_for_a_weak_one():
-    online = [announce(10 + at, Span(at, at + 1), 50.0) for at in range(1, 6)]
-    joining = announce(0, Span(0, 1), state="joining")
-    snapshot = Snapshot(announcements=(*online, joining))
-    assert coverage(snapshot, MODEL, BLOCKS) == [50.0] * BLOCKS

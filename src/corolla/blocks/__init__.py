@@ -14,7 +14,7 @@ from corolla.blocks.architecture import (
 )
 from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
-from corolla.blocks.loading import load_span, needed_keys, weight_bytes
+from corolla.blocks.loading import block_bytes, load_span, needed_keys, weight_bytes
 from corolla.blocks.products import use_threads
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
@@ -31,6 +31,7 @@ __all__ = [
     "PackedRow",
     "RemoteBlocks",
     "SessionCache",
+    "block_bytes",
     "build_tiny",
     "check_family",
     "context_tokens",

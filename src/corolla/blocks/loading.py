@@ -19,7 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from corolla.blocks.architecture import BUILDING, check_span, load_config, model_class
+from corolla.blocks.architecture import BUILDING, blocks_of, check_span, load_config, model_class
 from corolla.blocks.selftest import FamilyReport, check_family
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
@@ -28,6 +28,7 @@ from corolla.terms import Span
 
 __all__ = [
     "Progress",
+    "block_bytes",
     "build_empty",
     "checkpoint_files",
     "derive_class",
@@ -120,6 +121,22 @@ def weight_bytes(config: PreTrainedConfig, span: Span, dtype: torch.dtype) -> in
     model = build_empty(pruned_class(model_class(config), span), config)
     numbers: int = sum(tensor.numel() for tensor in model.state_dict().values())
     return numbers * dtype.itemsize
+
+
+def block_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> list[int]:
+    """How much memory the weights of each block will take, without reading any.
+
+    Args:
+        config: The model's configuration.
+        dtype: The number format to hold them in.
+
+    Raises:
+        UnsupportedModel: If the architecture cannot be cut into spans.
+    """
+    owner, name = blocks_of(build_empty(model_class(config), config))
+    return [
+        dtype.itemsize * sum(tensor.numel() for tensor in block.state_dict().values()) for block in getattr(owner, name)
+    ]
 
 
 def pruned_class(cls: type[PreTrainedModel], span: Span) -> type[PreTrainedModel]:

@@ -1,5 +1,6 @@
 """From a model's name to blocks in memory: what a server settles before it can compute."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,18 @@ import torch
 from corolla.blocks import (
     BlockSpan,
     FamilyReport,
+    block_bytes,
     check_family,
     load_config,
     load_span,
     needed_keys,
-    num_blocks,
-    weight_bytes,
 )
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
 from corolla.hub import HubConfig, Progress, Repository, open_repository
+from corolla.routing import choose_span
 from corolla.server.config import ServerConfig
 from corolla.telemetry import event, logger
-from corolla.terms import DType, Span
+from corolla.terms import DType, Snapshot, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -44,8 +45,8 @@ class Model:
     Args:
         repository: Where its files are.
         config: Its architecture.
-        num_blocks: How many blocks it has.
-        span_blocks: How many of them this server will hold.
+        block_bytes: How much memory each of its blocks takes.
+        room_bytes: How much memory this server has for them.
         family: What the self-test of its architecture found.
         dtype: The precision to compute in.
         device: Where to compute.
@@ -53,11 +54,27 @@ class Model:
 
     repository: Repository
     config: "PreTrainedConfig"
-    num_blocks: int
-    span_blocks: int
+    block_bytes: tuple[int, ...]
+    room_bytes: int
     family: FamilyReport
     dtype: DType
     device: str
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks it has."""
+        return len(self.block_bytes)
+
+    def choose_span(self, claims: Snapshot, count: int | None = None) -> Span:
+        """Choose the blocks that the swarm needs the most, of those that fit.
+
+        Args:
+            claims: Which servers there are.
+            count: How many blocks; ``None`` for as many as there is room for.
+        """
+        if count is None:
+            return choose_span(claims, self.repository.model_id, self.block_bytes, self.room_bytes)
+        return choose_span(claims, self.repository.model_id, [1] * self.num_blocks, count)
 
 
 def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
@@ -82,23 +99,31 @@ def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
             f"{config.model} cannot be served: blocks of family {architecture.model_type!r}, run apart, do not give "
             f"the results of the whole model ({family.reason})"
         )
-    total = num_blocks(architecture)
     dtype = config.dtype or _DTYPES.get(getattr(architecture, "dtype", None) or torch.float32, "float32")
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = tuple(block_bytes(architecture, getattr(torch, dtype)))
     wanted = len(config.blocks) if config.blocks else config.num_blocks
-    if (config.blocks and config.blocks.stop > total) or (wanted or 0) > total:
-        raise UsageError(f"{config.model} has {total} blocks, 0:{total}; {config.blocks or wanted} were asked for")
-    largest = max(weight_bytes(architecture, Span(block, block + 1), getattr(torch, dtype)) for block in (0, total - 1))
-    free_bytes = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    if wanted is None:
-        wanted = min(total, int(free_bytes * _WEIGHTS_SHARE // largest))
-        event(_LOG, "number of blocks chosen", blocks=wanted, of=total, block_bytes=largest, free_bytes=free_bytes)
-    if wanted < 1 or wanted * largest > free_bytes:
-        raise SpanTooLarge(
-            f"{max(wanted, 1)} blocks of {config.model} in {dtype} need {max(wanted, 1) * largest / 2**30:.1f} GiB, "
-            f"{free_bytes / 2**30:.1f} GiB are free; serve fewer blocks with --num-blocks, or free some memory"
+    if (config.blocks and config.blocks.stop > len(sizes)) or (wanted or 0) > len(sizes):
+        raise UsageError(
+            f"{config.model} has {len(sizes)} blocks, 0:{len(sizes)}; {config.blocks or wanted} were asked for"
         )
-    return Model(repository, architecture, total, wanted, family, dtype, device)
+    free_bytes = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    needed_bytes = _least_bytes(sizes, config.blocks, wanted or 1)
+    room_bytes = free_bytes if wanted else int(free_bytes * _WEIGHTS_SHARE)
+    if needed_bytes > room_bytes:
+        raise SpanTooLarge(
+            f"{wanted or 1} blocks of {config.model} in {dtype} need {needed_bytes / 2**30:.1f} GiB, "
+            f"{room_bytes / 2**30:.1f} GiB are free for them; serve fewer blocks with --num-blocks, or free some memory"
+        )
+    event(_LOG, "room for blocks", room_bytes=room_bytes, model_bytes=sum(sizes), of=len(sizes))
+    return Model(repository, architecture, sizes, room_bytes, family, dtype, device)
+
+
+def _least_bytes(sizes: Sequence[int], blocks: Span | None, count: int) -> int:
+    """Say how much memory the given blocks need, or at least so many in a row."""
+    if blocks is not None:
+        return sum(sizes[blocks.start : blocks.stop])
+    return min(sum(sizes[start : start + count]) for start in range(len(sizes) - count + 1))
 
 
 def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:

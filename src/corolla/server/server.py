@@ -15,7 +15,7 @@ from corolla.blocks import BlockSpan, context_tokens
 from corolla.engine import Engine, EngineConfig, Load, computing_threads
 from corolla.errors import ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
-from corolla.routing import choose_span, claims_before
+from corolla.routing import claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, load_blocks, open_model
@@ -189,12 +189,8 @@ class Server:
         """Choose a span and claim it; where others claim at the same time, look again until nobody moves."""
         respected = {(server.peer, server.span) for server in self._gossip.snapshot().announcements}
         while True:
-            chosen = self.config.blocks or choose_span(
-                claims_before(self._gossip.snapshot(), self.peer_id, respected),
-                model.repository.model_id,
-                model.num_blocks,
-                model.span_blocks,
-            )
+            claims = claims_before(self._gossip.snapshot(), self.peer_id, respected)
+            chosen = self.config.blocks or model.choose_span(claims, self.config.num_blocks)
             if chosen == self.span:
                 return chosen
             self.span = chosen

@@ -198,7 +198,8 @@ class Directory:
             announcement = _DECODER.decode(record.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
             return "malformed"
-        if announcement.span.stop > announcement.num_blocks:
+        spans = (announcement.span, announcement.next_span or announcement.span)
+        if any(span.stop > announcement.num_blocks for span in spans):
             return "malformed"
         entry = _Entry(announcement, record.body, record.signature, now_s - record.age_s, self._revision + 1)
         known = self._entries.get(announcement.peer)

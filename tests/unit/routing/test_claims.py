@@ -26,7 +26,7 @@ def joining(peer, *span):
 
 def chosen(peer, *claims, respected=()):
     snapshot = Snapshot(announcements=claims)
-    return choose_span(claims_before(snapshot, peer, respected), MODEL, 4, 2)
+    return choose_span(claims_before(snapshot, peer, respected), MODEL, [1] * 4, 2)
 
 
 @pytest.mark.parametrize(("newcomer", "loading"), [(SMALLER, GREATER), (GREATER, SMALLER)])
