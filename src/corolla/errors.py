@@ -98,6 +98,7 @@ class Error(Exception):
     http_status: ClassVar[int] = 500
     retry: ClassVar[Retry] = "never"
     ban_s: ClassVar[float] = 0.0
+    retry_after_s: float | None = None  # when the same peer may succeed, if it has said so
 
     def __init__(self, message: str, *, peer: str | None = None) -> None:
         super().__init__(message)

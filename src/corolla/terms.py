@@ -17,6 +17,7 @@ __all__ = [
     "Hop",
     "ModelId",
     "PeerId",
+    "Rtt",
     "ServerState",
     "Snapshot",
     "Span",
@@ -42,6 +43,10 @@ PEER_ID_PATTERN = r"^[a-z2-7]{52}$"
 MODEL_ID_PATTERN = r"^[0-9a-f]{64}$"
 MAX_BLOCKS = 4096
 """More blocks than any model has: a bound on what a peer may claim."""
+MAX_RTTS = 8
+"""Round trips to other servers in one announcement."""
+RTT_PEER_LETTERS = 8
+"""How many letters of a peer's id stand for it there; whom they deceive is only misled about one latency."""
 
 _PeerId = Annotated[PeerId, Meta(pattern=PEER_ID_PATTERN)]
 _ModelId = Annotated[ModelId, Meta(pattern=MODEL_ID_PATTERN)]
@@ -106,6 +111,18 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: _Rate
 
 
+class Rtt(msgspec.Struct, frozen=True, array_like=True):
+    """A server's measurement of the way to another one.
+
+    Args:
+        peer: The first letters of the other's id; announcements must be short.
+        rtt_s: The round trip between the two.
+    """
+
+    peer: Annotated[str, Meta(pattern=f"^[a-z2-7]{{{RTT_PEER_LETTERS}}}$")]
+    rtt_s: Annotated[float, Meta(ge=0, le=60)]
+
+
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """A server's claim about itself, valid until it expires or a later one replaces it.
 
@@ -128,6 +145,10 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         speed: Measured throughput; ``None`` before it has been measured.
         free_tokens: How many more tokens its KV pool can hold.
         sessions: How many sessions it serves now.
+        queue_s: How long a request waited lately before it was computed.
+        rtts: Round trips to servers that are likely to follow it in a chain.
+        bytes_per_s: How fast it can send; ``None`` before it has been measured.
+        adapters: The names of the adapters that it has.
         version: The release of Corolla that it runs.
         name: What its owner calls it; for people only.
         membership: In a private swarm, the proof that it belongs there.
@@ -149,6 +170,10 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     speed: Speed | None = None
     free_tokens: _Count = 0
     sessions: _Count = 0
+    queue_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    rtts: Annotated[tuple[Rtt, ...], Meta(max_length=MAX_RTTS)] = ()
+    bytes_per_s: _Rate | None = None
+    adapters: Annotated[tuple[_Name, ...], Meta(max_length=16)] = ()
     version: _Name = ""
     name: _Name = ""
     membership: Annotated[bytes, Meta(max_length=512)] = b""

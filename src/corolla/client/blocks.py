@@ -2,21 +2,26 @@
 
 # B batch, T tokens, D model width
 
-from typing import Self
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from corolla.client.directory import Target
+from corolla.client.directory import AsyncSwarm, Target
 from corolla.client.gather import gather
 from corolla.client.requests import Batch, Pass, run_backward, run_forward
 from corolla.client.sync import Swarm
 from corolla.errors import UsageError
-from corolla.terms import Span
+from corolla.routing import split
+from corolla.terms import Chain, Span
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
 __all__ = ["RemoteBlocks"]
+
+_T = TypeVar("_T")
 
 
 class RemoteBlocks(nn.Module):
@@ -130,7 +135,7 @@ class RemoteBlocks(nn.Module):
 
 
 class _RemoteFunction(torch.autograd.Function):
-    """Forward and backward through the swarm. Each is cut by rows into requests of bounded size that run at once."""
+    """Forward and backward through the swarm, cut by rows into requests that run at once, over several chains."""
 
     @staticmethod
     def forward(
@@ -140,9 +145,8 @@ class _RemoteFunction(torch.autograd.Function):
         target: Target,
         batch: Batch,
     ) -> tuple[torch.Tensor, ...]:
-        parts = _cut(batch, _limit_tokens(batch, swarm.config.batch_tokens))
-        passes = swarm.call(_forward_all, swarm, target, parts)
-        context.remote = (swarm, target, batch, parts, passes)  # type: ignore[attr-defined]
+        shares, passes = swarm.call(_forward_all, swarm.core, target, batch)
+        context.remote = (swarm, target, batch, shares, passes)  # type: ignore[attr-defined]
         output_BTD = torch.cat([one.hidden_BTD for one in passes])
         return output_BTD, *(torch.cat([one.taps[block] for one in passes]) for block in batch.taps)
 
@@ -151,14 +155,14 @@ class _RemoteFunction(torch.autograd.Function):
     def backward(
         context: torch.autograd.function.FunctionCtx, *grads_BTD: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
-        swarm, target, batch, parts, passes = context.remote  # type: ignore[attr-defined]
+        swarm, target, batch, shares, passes = context.remote  # type: ignore[attr-defined]
         start, grads = 0, []
-        for part in parts:
-            stop = start + len(part.hidden_BTD)
+        for share in shares:
+            stop = start + len(share.part.hidden_BTD)
             output_BTD, *tapped = (grad_BTD[start:stop].contiguous() for grad_BTD in grads_BTD)
             grads.append(Pass(output_BTD, taps=dict(zip(batch.taps, tapped, strict=True))))
             start = stop
-        return torch.cat(swarm.call(_backward_all, swarm, target, parts, passes, grads)), None, None, None
+        return torch.cat(swarm.call(_backward_all, swarm.core, target, shares, passes, grads)), None, None, None
 
 
 def _limit_tokens(batch: Batch, batch_tokens: int) -> int:
@@ -173,14 +177,56 @@ def _cut(batch: Batch, limit_tokens: int) -> list[Batch]:
     return [batch.rows(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-async def _forward_all(swarm: Swarm, target: Target, parts: list[Batch]) -> list[Pass]:
-    return await gather([(run_forward, (swarm.core, target, part)) for part in parts])
+class _Share(NamedTuple):
+    """Some rows of a batch, and which chain should run them as its how-manieth request."""
+
+    part: Batch
+    chain: Chain | None
+    turn: int
+
+
+async def _share_out(swarm: AsyncSwarm, target: Target, batch: Batch) -> list[_Share]:
+    """Cut a batch into requests, in the order of its rows, over chains that get as many rows as they are fast.
+
+    What is too little to be split goes to the chain that is fastest when its turn comes.
+    """
+    config = swarm.config
+    rows, tokens = batch.hidden_BTD.shape[:2]
+    limit_tokens = _limit_tokens(batch, config.batch_tokens)
+    limit = min(config.chains, rows, rows * tokens // config.chain_tokens)
+    if limit < 2:
+        return [_Share(part, None, turn) for turn, part in enumerate(_cut(batch, limit_tokens))]
+    typical = _cut(batch, min(limit_tokens, tokens * math.ceil(rows / limit)))[0]
+    lanes = await swarm.find_chains(typical.demand(target), limit)
+    shares: list[_Share] = []
+    start = 0
+    for lane, count in zip(lanes, split(rows, lanes), strict=True):
+        parts = _cut(batch.rows(start, start + count), limit_tokens) if count else []
+        shares += [_Share(part, lane.chain, turn) for turn, part in enumerate(parts)]
+        start += count
+    return shares
+
+
+async def _forward_all(swarm: AsyncSwarm, target: Target, batch: Batch) -> tuple[list[_Share], list[Pass]]:
+    shares = await _share_out(swarm, target, batch)
+    calls = [(run_forward, (swarm, target, share.part, share.chain)) for share in shares]
+    return shares, await _gather_in_turns(shares, calls)
 
 
 async def _backward_all(
-    swarm: Swarm, target: Target, parts: list[Batch], passes: list[Pass], grads: list[Pass]
+    swarm: AsyncSwarm, target: Target, shares: list[_Share], passes: list[Pass], grads: list[Pass]
 ) -> list[torch.Tensor]:
     calls = [
-        (swarm.core, target, part, done.inputs, grad) for part, done, grad in zip(parts, passes, grads, strict=True)
+        (run_backward, (swarm, target, share.part, done.inputs, grad))
+        for share, done, grad in zip(shares, passes, grads, strict=True)
     ]
-    return await gather([(run_backward, call) for call in calls])
+    return await _gather_in_turns(shares, calls)
+
+
+async def _gather_in_turns(
+    shares: Sequence[_Share], calls: Sequence[tuple[Callable[..., Awaitable[_T]], tuple[Any, ...]]]
+) -> list[_T]:
+    """Make calls so that every chain has its first request before any has its second."""
+    order = sorted(range(len(calls)), key=lambda index: shares[index].turn)
+    results = dict(zip(order, await gather([calls[index] for index in order]), strict=True))
+    return [results[index] for index in range(len(calls))]

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import get_args
 
 from corolla.codec import PREFERENCES
 from corolla.errors import ConfigError
+from corolla.routing import Trust
 from corolla.terms import PEER_ID_PATTERN, DType
 
 __all__ = ["ClientConfig"]
@@ -47,16 +49,48 @@ class ClientConfig:
         default=(), metadata={"help": "peer ids of the servers to use, and no others; default: any"}
     )
     avoid_peers: tuple[str, ...] = field(default=(), metadata={"help": "peer ids of servers never to use"})
+    trusted_peers: tuple[str, ...] = field(
+        default=(), metadata={"help": "peer ids of servers that may have the blocks which trust reserves for them"}
+    )
+    trust: Trust = field(
+        default="any",
+        metadata={
+            "help": "which blocks only trusted_peers may have: any for none; ends for the first and the last, whose "
+            "states say most of a text; all"
+        },
+    )
+    adapter: str | None = field(
+        default=None, metadata={"help": "name of an adapter that servers must have; default: none"}
+    )
+    chains: int = field(default=8, metadata={"help": "chains that a training batch is split over at most"})
+    chain_tokens: int = field(
+        default=256, metadata={"help": "tokens that each chain gets at least when a batch is split", "unit": "tokens"}
+    )
     chain_s: float = field(
-        default=10.0, metadata={"help": "how long to wait for missing blocks before giving up", "unit": "seconds"}
+        default=10.0,
+        metadata={"help": "how long to wait for missing blocks or busy servers before giving up", "unit": "seconds"},
     )
 
     def __post_init__(self) -> None:
         if self.codec not in PREFERENCES:
             raise ConfigError(f"codec is {self.codec!r}; it must be one of {', '.join(PREFERENCES)}")
-        for name in ("max_tokens", "open_s", "step_s", "request_s", "attempts", "batch_tokens", "log_bytes"):
+        for name in (
+            "max_tokens",
+            "open_s",
+            "step_s",
+            "request_s",
+            "attempts",
+            "batch_tokens",
+            "chains",
+            "chain_tokens",
+            "log_bytes",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("allow_peers", "avoid_peers"):
+        if self.trust not in get_args(Trust):
+            raise ConfigError(f"trust is {self.trust!r}; it must be one of {', '.join(get_args(Trust))}")
+        if self.trust != "any" and not self.trusted_peers:
+            raise ConfigError(f"trust is {self.trust}, but trusted_peers names nobody; name the servers you trust")
+        for name in ("allow_peers", "avoid_peers", "trusted_peers"):
             if wrong := [peer for peer in getattr(self, name) if not re.fullmatch(PEER_ID_PATTERN, peer)]:
                 raise ConfigError(f"{name} has {wrong[0]!r}, which is not a peer id: 52 letters and digits, as in logs")

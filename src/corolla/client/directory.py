@@ -3,7 +3,6 @@
 Owns the client's endpoint and bans. Knows nothing of tensors.
 """
 
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,14 +10,26 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 
 from corolla.client.config import ClientConfig
 from corolla.client.gather import gather
+from corolla.client.measuring import measure_often
 from corolla.errors import Error, NoChain, SwarmError, ungrouped
-from corolla.routing import Bans, Demand, find_chain
+from corolla.routing import (
+    Bans,
+    Demand,
+    Experience,
+    Known,
+    Lane,
+    Work,
+    candidates,
+    find_chain,
+    find_chains,
+    predict_s,
+)
 from corolla.swarm import (
     Channel,
     Contacts,
@@ -38,8 +49,11 @@ from corolla.terms import Announcement, Chain, Hop, ModelId, PeerId, Snapshot, S
 __all__ = ["AsyncSwarm", "ModelRouter", "Target"]
 
 _LOG = logger(__name__)
-_PING_EVERY_S = 10.0
-_PINGS_AT_ONCE = 8
+_MOST_WANTED = 4
+"""Models whose servers are measured ahead of their use."""
+_LEAST_WAIT_S = 0.05
+"""How long a busy peer is left alone, however soon it says to come back."""
+_Choice = TypeVar("_Choice")
 
 
 class AsyncSwarm:
@@ -74,6 +88,9 @@ class AsyncSwarm:
         self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()
+        self._experience = Experience()
+        self._rng = random.Random()
+        self._wanted: dict[ModelId, Demand] = {}
         self._stack = AsyncExitStack()
         self._failure: Error | None = None
         self._closers: set[Callable[[], Awaitable[None]]] = set()
@@ -98,7 +115,7 @@ class AsyncSwarm:
                 await self._watcher.wait_for(lambda _: True, self._swarm_config.handshake_s)
             if self._failure is not None:
                 raise self._failure
-            tasks.start_soon(self._ping_often)
+            tasks.start_soon(measure_often, self._pings, self._worth_measuring, self.blame)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self.snapshot, rng=random.Random()))
             self._stack = stack.pop_all()
 
@@ -130,38 +147,49 @@ class AsyncSwarm:
         """Open a channel to a hop's peer, or take an idle one."""
         return self._endpoint.channel(hop.peer, hop.addresses)
 
-    async def find_chain(self, demand: Demand) -> Chain:
-        """Choose a chain; if blocks are missing, wait a while for a server that brings them.
+    async def find_chain(self, demand: Demand, *, wait_s: float | None = None) -> Chain:
+        """Choose the chain of least predicted time; if blocks are missing, wait a while for a server that brings them.
 
         Banned peers are used only if there is no chain without them.
 
         Args:
-            demand: What the chain must offer.
+            demand: What the chain must offer, besides what the configuration says.
+            wait_s: How long to wait for missing blocks; ``None`` for ``config.chain_s``.
+
+        Raises:
+            NoChain: If blocks are still missing then.
+        """
+        chosen = await self._choose(partial(find_chain, rng=self._rng), demand, wait_s)
+        self._bans.use((hop.peer for hop in chosen.hops), time.monotonic())
+        predicted_s = predict_s(chosen, self.snapshot(), demand, self._known())
+        shown = " ".join(f"{hop.peer[:8]}={hop.span}" for hop in chosen.hops)
+        event(_LOG, "chain chosen", chain=shown, predicted_s=round(predicted_s, 4))
+        return chosen
+
+    async def find_chains(self, demand: Demand, limit: int) -> list[Lane]:
+        """Choose chains that, used at once, answer as many of the demanded requests a second as possible.
+
+        Args:
+            demand: What one request asks for, besides what the configuration says.
+            limit: How many chains there may be.
 
         Raises:
             NoChain: If blocks are still missing after ``config.chain_s``.
         """
-        demand = replace(demand, dtype=demand.dtype or self.config.dtype)
-        chains: list[Chain] = []
-        failures: list[NoChain] = []
+        lanes = await self._choose(partial(find_chains, limit=limit, rng=self._rng), demand, None)
+        self._bans.use((hop.peer for lane in lanes for hop in lane.chain.hops), time.monotonic())
+        event(_LOG, "chains chosen", chains=len(lanes), requests_per_s=sum(lane.requests_per_s for lane in lanes))
+        return lanes
 
-        def is_covered(snapshot: Snapshot) -> bool:
-            never = self._ruled_out(snapshot).union(demand.avoid)
-            for avoid in (never | self._bans.banned(time.monotonic()), never):
-                try:
-                    chains.append(find_chain(snapshot, replace(demand, avoid=avoid), self._rtts_s(snapshot)))
-                except NoChain as error:
-                    failures.append(error)
-                else:
-                    return True
-            return False
+    def avoids(self, chain: Chain) -> bool:
+        """Say whether a chain has a hop that is banned now."""
+        banned = self._bans.banned(time.monotonic())
+        return any(hop.peer in banned for hop in chain.hops)
 
-        try:
-            await self._watcher.wait_for(is_covered, self.config.chain_s)
-        except SwarmError:
-            raise failures[-1] if failures else NoChain("the swarm cannot be seen any more") from None
-        event(_LOG, "chain chosen", chain=" ".join(f"{hop.peer[:8]}={hop.span}" for hop in chains[-1].hops))
-        return chains[-1]
+    def learn(self, peer: PeerId, work: Work) -> None:
+        """Take into account what a peer has done, and how long it took; that it has done it clears its name."""
+        self.praise(peer)
+        self._experience.note(peer, work, time.monotonic())
 
     def blame(self, peer: PeerId, error: Error) -> None:
         """Keep away from a peer for as long as the error says."""
@@ -171,15 +199,64 @@ class AsyncSwarm:
         """Forget a peer's failures, because it has just succeeded."""
         self._bans.forgive(peer)
 
-    def _ruled_out(self, snapshot: Snapshot) -> frozenset[PeerId]:
-        """List the servers that the user does not want."""
-        allow, avoid = self.config.allow_peers, self.config.avoid_peers
-        peers = (server.peer for server in snapshot.announcements)
-        return frozenset(peer for peer in peers if peer in avoid or (allow and peer not in allow))
+    async def _choose(
+        self, find: Callable[[Snapshot, Demand, Known], _Choice], demand: Demand, wait_s: float | None
+    ) -> _Choice:
+        self._want(demand)
+        demand = self._constrained(demand)
+        chosen: list[_Choice] = []
+        failures: list[NoChain] = []
 
-    def _rtts_s(self, snapshot: Snapshot) -> dict[PeerId, float]:
-        measured = ((server.peer, self._pings.rtt_s(server.peer)) for server in snapshot.announcements)
-        return {peer: rtt_s for peer, rtt_s in measured if rtt_s is not None}
+        def is_covered(snapshot: Snapshot) -> bool:
+            known = self._known()
+            for banned in (self._bans.banned(time.monotonic()), frozenset()):
+                try:
+                    chosen.append(find(snapshot, replace(demand, avoid=banned.union(demand.avoid)), known))
+                except NoChain as error:
+                    failures.append(error)
+                else:
+                    return True
+            return False
+
+        try:
+            await self._watcher.wait_for(is_covered, self.config.chain_s if wait_s is None else wait_s)
+        except SwarmError:
+            raise failures[-1] if failures else NoChain("the swarm cannot be seen any more") from None
+        return chosen[-1]
+
+    def _want(self, demand: Demand) -> None:
+        """Remember what was asked for, so that whoever may come to be used for it is measured."""
+        known = self._wanted.pop(demand.model, None)
+        if known is None or demand.span.covers(known.span):
+            known = self._constrained(replace(demand, avoid=()))
+        self._wanted[demand.model] = known
+        if len(self._wanted) > _MOST_WANTED:
+            del self._wanted[next(iter(self._wanted))]
+
+    def _constrained(self, demand: Demand) -> Demand:
+        """Add what the configuration demands of all servers."""
+        config = self.config
+        return replace(
+            demand,
+            dtype=demand.dtype or config.dtype,
+            adapter=demand.adapter or config.adapter,
+            allow=frozenset(map(PeerId, config.allow_peers)),
+            avoid=frozenset(demand.avoid).union(map(PeerId, config.avoid_peers)),
+            trusted=frozenset(map(PeerId, config.trusted_peers)),
+            trust=config.trust,
+        )
+
+    def _known(self) -> Known:
+        return self._experience.known(self._pings.rtts_s, time.monotonic())
+
+    def _worth_measuring(self) -> list[Announcement]:
+        """List the servers that may come to be used: for what was asked for before, or else for whole models."""
+        snapshot, known = self.snapshot(), self._known()
+        whole = {server.model: Span(0, server.num_blocks) for server in snapshot.announcements}
+        demands = [*self._wanted.values()] or [
+            self._constrained(Demand(model=model, span=span)) for model, span in [*whole.items()][:_MOST_WANTED]
+        ]
+        return [server for demand in demands for server in candidates(snapshot, demand, known)]
 
     async def _follow(self, waiting: anyio.CancelScope) -> None:
         """Keep the view up to date; if that cannot even begin, end the wait for it."""
@@ -188,25 +265,6 @@ class AsyncSwarm:
         except Error as error:
             self._failure = error
             waiting.cancel()
-
-    async def _ping_often(self) -> None:
-        """Measure the way to every server, new ones soon; the channels stay open for sessions."""
-        measured_s: dict[PeerId, float] = {}
-        while True:
-            now_s = time.monotonic()
-            due = [server for server in self.snapshot().announcements if measured_s.get(server.peer, 0.0) < now_s]
-            async with anyio.create_task_group() as tasks:
-                for server in due[:_PINGS_AT_ONCE]:
-                    measured_s[server.peer] = now_s + _PING_EVERY_S
-                    tasks.start_soon(self._ping, server)
-            await anyio.sleep(0.2 if due else 1.0)
-
-    async def _ping(self, server: Announcement) -> None:
-        try:
-            await self._pings.ping(server.peer, server.addresses)
-        except Error as error:
-            self.blame(server.peer, error)
-            event(_LOG, "ping failed", level=logging.DEBUG, peer=server.peer[:8], code=error.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,35 +283,64 @@ class Target:
 
 
 class ModelRouter:
-    """Chooses chains for one purpose; peers that failed in it are not asked again for it.
+    """Chooses chains for one purpose.
+
+    Peers that failed in it are not asked again for it. Busy ones are left alone until they expect to have room, and
+    waited for if there is no other, as long as that is within ``config.chain_s`` of the first that was busy.
 
     Args:
         swarm: Where to look.
-        target: Which blocks of which weights to cover.
-        tokens: KV tokens that each server must have free.
+        demand: What chains must offer.
+        first: What to choose first; ``None`` for what is best then.
 
     Attributes:
-        span: The blocks that are still to be covered; the caller narrows it while the work proceeds.
+        span: The blocks that are still to be covered.
     """
 
-    def __init__(self, swarm: AsyncSwarm, target: Target, *, tokens: int = 0) -> None:
+    def __init__(self, swarm: AsyncSwarm, demand: Demand, *, first: Chain | None = None) -> None:
         self._swarm = swarm
-        self._model = target.model
-        self.span = target.span
-        self._tokens = tokens
+        self._demand = demand
+        self._first = first
         self._failed: set[PeerId] = set()
+        self._busy_until_s: dict[PeerId, float] = {}
+        self._patient_until_s: float | None = None
+        self.span = demand.span
 
     async def find_chain(self) -> Chain:
         """Choose a chain over what is left of the span.
 
         Raises:
-            NoChain: If some blocks have no server that has not failed already.
+            NoChain: If some blocks have no server that has not failed already, or is busy for too long.
         """
-        demand = Demand(model=self._model, span=self.span, tokens=self._tokens, avoid=self._failed)
-        return await self._swarm.find_chain(demand)
+        first, self._first = self._first, None
+        if first is not None and not self._swarm.avoids(first):
+            return first
+        while True:
+            now_s = time.monotonic()
+            busy = {peer: until_s - now_s for peer, until_s in self._busy_until_s.items() if until_s > now_s}
+            demand = replace(self._demand, span=self.span, avoid=self._failed.union(busy))
+            left_s = self._swarm.config.chain_s
+            if self._patient_until_s is not None:
+                left_s = max(0.0, self._patient_until_s - now_s)
+            try:
+                return await self._swarm.find_chain(demand, wait_s=min([left_s, *busy.values()]))
+            except NoChain as error:
+                if not busy or min(busy.values()) >= left_s:
+                    error.message += f"; {len(busy)} are busy" if busy else ""
+                    raise
+
+    def advance(self, block: int) -> None:
+        """Leave the blocks before this one behind, because they are done."""
+        self.span = Span(block, self.span.stop)
+        self._patient_until_s = None
 
     def blame(self, peer: PeerId, error: Error) -> None:
         """Avoid a peer: here at once, unless it may succeed itself; elsewhere for as long as the error says."""
-        if error.retry == "other":
+        now_s = time.monotonic()
+        if self._patient_until_s is None and error.retry_after_s is not None:
+            self._patient_until_s = now_s + self._swarm.config.chain_s
+        if error.retry_after_s is not None and now_s < (self._patient_until_s or now_s):
+            self._busy_until_s[peer] = now_s + max(error.retry_after_s, _LEAST_WAIT_S)
+        elif error.retry == "other":
             self._failed.add(peer)
         self._swarm.blame(peer, error)

@@ -17,6 +17,7 @@ from corolla.client.directory import Target
 from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepTokens
 from corolla.client.sync import Swarm
+from corolla.codec import wire_bytes
 from corolla.errors import ContextTooLong, SessionClosed, UsageError
 from corolla.terms import Chain
 
@@ -181,7 +182,8 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
             PeerError: If servers kept failing.
         """
         rows, new = hidden_BTD.shape[:2]
-        session = self._opened(rows, attention_mask_BP, self._position + new)
+        token_bytes = wire_bytes(hidden_BTD, self._target.codec) / (rows * new)
+        session = self._opened(rows, attention_mask_BP, self._position + new, token_bytes)
         starts = [max(0, self._position - pad) for pad in self._pads]
         real_BT = self.next_positions(rows, new, attention_mask_BP) >= 0
         is_padded = not bool(real_BT.all())
@@ -203,7 +205,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
 
         return unpack(result.hidden_ND), {block: unpack(tensor_ND) for block, tensor_ND in result.taps.items()}
 
-    def _opened(self, rows: int, attention_mask_BP: torch.Tensor | None, length: int) -> Session:
+    def _opened(self, rows: int, attention_mask_BP: torch.Tensor | None, length: int, token_bytes: float) -> Session:
         if self._is_closed:
             raise SessionClosed("the session was closed; make another with model.session()")
         if length > self._context_tokens:
@@ -216,7 +218,14 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
             self._session = None
         if self._session is None:
             expected = max(self.max_tokens or self._swarm.config.max_tokens, length)
-            session = Session(self._swarm.core, self._target, rows=rows, max_tokens=min(expected, self._context_tokens))
+            session = Session(
+                self._swarm.core,
+                self._target,
+                rows=rows,
+                max_tokens=min(expected, self._context_tokens),
+                prompt_tokens=rows * length,
+                token_bytes=token_bytes,
+            )
             self._swarm.call(session.open)
             self._session = session
         if self._position == 0:

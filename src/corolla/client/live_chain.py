@@ -19,6 +19,7 @@ from corolla.codec import encode
 from corolla.errors import Error, SessionClosed
 from corolla.replay import Log, Sent, Store
 from corolla.replay.log import Trail
+from corolla.routing import Demand, Work
 from corolla.telemetry import event, logger
 from corolla.terms import Chain, Hop, PeerId, Span
 from corolla.wire import OpenSession, Step
@@ -45,6 +46,8 @@ class LiveChain:
         target: Which blocks of which weights to run.
         rows: How many rows the session has.
         max_tokens: How many tokens each row is expected to reach.
+        prompt_tokens: How many tokens, over all rows, the first step is expected to have.
+        token_bytes: How many bytes the hidden state of a token takes on its way.
 
     Attributes:
         at: The block that the step under way has reached. No new hop may span it, since the blocks on its two sides
@@ -52,11 +55,22 @@ class LiveChain:
         replays: What was replayed so far, the latest last.
     """
 
-    def __init__(self, swarm: AsyncSwarm, target: Target, *, rows: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        swarm: AsyncSwarm,
+        target: Target,
+        *,
+        rows: int,
+        max_tokens: int,
+        prompt_tokens: int = 0,
+        token_bytes: float = 0,
+    ) -> None:
         self._swarm = swarm
         self._target = target
         self._rows = rows
         self._max_tokens = max_tokens
+        self._prompt_tokens = prompt_tokens
+        self._token_bytes = token_bytes
         self._hops: dict[int, HopSession] = {}
         self._logs: dict[int, Log] = {target.span.start: Log(rows)}
         self._store = Store(swarm.config.log_bytes)
@@ -110,6 +124,16 @@ class LiveChain:
         self._logs[self.at].note(step, sent)
         self.at = hop.span.stop if hop.span.stop < self._target.span.stop else self._target.span.start
         spent = HopTiming(hop, time.perf_counter() - began_s, timing.queue_s, timing.compute_s)
+        work = Work(
+            blocks=len(hop.span),
+            tokens=sum(tokens.counts),
+            is_decode=max(tokens.counts) == 1,
+            nbytes=(2 + len(wanted)) * sent.meta.nbytes,
+            total_s=spent.total_s,
+            queue_s=spent.queue_s,
+            compute_s=spent.compute_s,
+        )
+        self._swarm.learn(hop.peer, work)
         await self._store.settle()
         return output_ND, dict(zip(wanted, tapped, strict=True)), spent
 
@@ -272,7 +296,17 @@ class LiveChain:
                 tasks.start_soon(session.close)
 
     def _new_router(self) -> ModelRouter:
-        return ModelRouter(self._swarm, self._target, tokens=self._rows * self._room_tokens())
+        prompt_tokens = max(self._prompt_tokens, *(log.tokens for log in self._logs.values()))
+        demand = Demand(
+            model=self._target.model,
+            span=self._target.span,
+            tokens=self._rows * self._room_tokens(),
+            prompt_tokens=prompt_tokens,
+            decode_steps=max(1, self._max_tokens - prompt_tokens // self._rows),
+            rows=self._rows,
+            token_bytes=self._token_bytes,
+        )
+        return ModelRouter(self._swarm, demand)
 
     def _room_tokens(self) -> int:
         """How many tokens a row needs room for."""

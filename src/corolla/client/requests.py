@@ -2,6 +2,7 @@
 
 # B batch, T tokens, D model width
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +12,10 @@ from msgspec import structs
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
 from corolla.client.hop import read_tensors
 from corolla.client.retry import try_chains
-from corolla.codec import encode
+from corolla.codec import encode, wire_bytes
 from corolla.errors import Error
-from corolla.terms import Chain, Hop, Span
+from corolla.routing import Demand, Work
+from corolla.terms import Chain, Hop
 from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta
 
 __all__ = ["Batch", "Pass", "run_backward", "run_forward"]
@@ -54,6 +56,17 @@ class Batch:
             self.taps,
         )
 
+    def demand(self, target: Target) -> Demand:
+        """Say what running these sequences once asks of a chain."""
+        rows, tokens = self.hidden_BTD.shape[:2]
+        return Demand(
+            model=target.model,
+            span=target.span,
+            prompt_tokens=rows * tokens,
+            decode_steps=0,
+            token_bytes=wire_bytes(self.hidden_BTD, target.codec) / (rows * tokens),
+        )
+
 
 @dataclass(slots=True)
 class Pass:
@@ -61,29 +74,30 @@ class Pass:
 
     Attributes:
         hidden_BTD: The output of the last block that was run.
-        inputs: For each run of blocks at one server, its blocks and its input, in order.
+        inputs: For each run of blocks at one server, that hop and its input, in order.
         taps: The outputs of the blocks that were asked for.
     """
 
     hidden_BTD: torch.Tensor
-    inputs: list[tuple[Span, torch.Tensor]] = field(default_factory=list)
+    inputs: list[tuple[Hop, torch.Tensor]] = field(default_factory=list)
     taps: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch) -> Pass:
+async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch, first: Chain | None = None) -> Pass:
     """Run sequences through blocks. When a server fails, another one goes on from its input.
 
     Args:
         swarm: Where to find servers.
         target: Which blocks.
         batch: The sequences.
+        first: The chain to begin with; ``None`` for the fastest.
 
     Raises:
         NoChain: If some blocks have no server.
         Error: What the last server said, after ``config.attempts`` failures.
     """
     done = Pass(batch.hidden_BTD)
-    router = ModelRouter(swarm, target)
+    router = ModelRouter(swarm, batch.demand(target), first=first)
 
     async def attempt(chain: Chain) -> None:
         for hop in chain.hops:
@@ -98,18 +112,18 @@ async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch) -> Pass:
                 taps=taps,
             )
             output_BTD, *tapped = await _ask(swarm, hop, message, (done.hidden_BTD,))
-            done.inputs.append((hop.span, done.hidden_BTD))
+            done.inputs.append((hop, done.hidden_BTD))
             done.taps.update(zip(taps, tapped, strict=True))
             done.hidden_BTD = output_BTD
             if hop.span.stop < target.span.stop:
-                router.span = Span(hop.span.stop, target.span.stop)
+                router.advance(hop.span.stop)
 
     await try_chains(router, attempt, attempts=swarm.config.attempts)
     return done
 
 
 async def run_backward(
-    swarm: AsyncSwarm, target: Target, batch: Batch, inputs: Sequence[tuple[Span, torch.Tensor]], grads: Pass
+    swarm: AsyncSwarm, target: Target, batch: Batch, inputs: Sequence[tuple[Hop, torch.Tensor]], grads: Pass
 ) -> torch.Tensor:
     """Bring gradients back through blocks that a forward pass went through.
 
@@ -130,10 +144,9 @@ async def run_backward(
     grad_BTD = grads.hidden_BTD
     left = list(inputs)
     while left:
-        span, input_BTD = left.pop()
-        part = Target(target.model, span, target.codec)
+        hop, input_BTD = left.pop()
         here = Batch(input_BTD, batch.attention_mask_BT, batch.position_ids_BT, batch.taps)
-        found = await _back_through(swarm, part, here, Pass(grad_BTD, taps=grads.taps))
+        found = await _back_through(swarm, target, hop, here, Pass(grad_BTD, taps=grads.taps))
         if isinstance(found, Pass):  # its blocks are at several servers by now
             left += found.inputs
         else:
@@ -141,8 +154,14 @@ async def run_backward(
     return grad_BTD
 
 
-async def _back_through(swarm: AsyncSwarm, target: Target, batch: Batch, grads: Pass) -> torch.Tensor | Pass:
-    """Go back through blocks that one server had; if none has all of them any more, run them again on those that do."""
+async def _back_through(
+    swarm: AsyncSwarm, target: Target, first: Hop, batch: Batch, grads: Pass
+) -> torch.Tensor | Pass:
+    """Go back through blocks that one server had, there if it can be.
+
+    If no server has all of them any more, run them again on those that do.
+    """
+    target = Target(target.model, first.span, target.codec)
 
     async def attempt(chain: Chain) -> torch.Tensor | None:
         if len(chain.hops) > 1:
@@ -162,7 +181,8 @@ async def _back_through(swarm: AsyncSwarm, target: Target, batch: Batch, grads: 
         (grad_BTD,) = await _ask(swarm, hop, message, tensors)
         return grad_BTD
 
-    grad_BTD = await try_chains(ModelRouter(swarm, target), attempt, attempts=swarm.config.attempts)
+    router = ModelRouter(swarm, batch.demand(target), first=Chain((first,)))
+    grad_BTD = await try_chains(router, attempt, attempts=swarm.config.attempts)
     if grad_BTD is not None:
         return grad_BTD
     return await run_forward(swarm, target, Batch(batch.hidden_BTD, batch.attention_mask_BT, batch.position_ids_BT))
@@ -182,6 +202,7 @@ async def _ask(
     buffers = [buffer for one in encoded for buffer in one.buffers]
     answer: type[Output] | type[Gradients] = Output if isinstance(message, Forward) else Gradients
     count = 1 + len(message.taps) if isinstance(message, Forward) else 1
+    began_s = time.perf_counter()
     try:
         async with swarm.dial(hop) as channel:
             received = await channel.request(message, buffers, expected=answer, deadline_s=swarm.config.request_s)
@@ -189,8 +210,28 @@ async def _ask(
     except Error as error:
         error.peer = error.peer or hop.peer
         raise
-    swarm.praise(hop.peer)
+    _learn(swarm, hop, message, received.message, time.perf_counter() - began_s)
     return results
+
+
+def _learn(
+    swarm: AsyncSwarm, hop: Hop, message: Forward | Backward, answer: Output | Gradients, total_s: float
+) -> None:
+    """Note how long a request took; going back takes a server longer than going forward, which is what is compared."""
+    if isinstance(message, Backward):
+        swarm.praise(hop.peer)
+        return
+    rows, tokens = message.hidden.shape[:2]
+    work = Work(
+        blocks=len(hop.span),
+        tokens=rows * tokens,
+        is_decode=False,
+        nbytes=message.hidden.nbytes + sum(meta.nbytes for meta in answer.tensors),
+        total_s=total_s,
+        queue_s=answer.timing.queue_s,
+        compute_s=answer.timing.compute_s,
+    )
+    swarm.learn(hop.peer, work)
 
 
 def _bytes(integers: torch.Tensor) -> bytes:

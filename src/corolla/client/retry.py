@@ -1,7 +1,7 @@
 """The one place that tries again. What may be retried, and whom to avoid, the errors say themselves."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
 from corolla.errors import Error, SwarmError
@@ -32,7 +32,8 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
     Args:
         router: Who chooses the chains.
         attempt: What to do with a chain; a failed attempt must leave nothing behind.
-        attempts: How many chains to try at most.
+        attempts: How many failures to suffer at most. That a peer is busy is none: the router knows for how long to put
+            up with it.
 
     Returns:
         What the first successful attempt returned.
@@ -42,7 +43,8 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
         Error: The last one, if another chain cannot help or all attempts are used up. Either message lists what was
             tried before.
     """
-    tried: list[str] = []
+    tried: dict[str, str] = {}
+    failures = 0
     while True:
         try:
             chain = await router.find_chain()
@@ -56,15 +58,16 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
                 raise
             peer = PeerId(error.peer)
             router.blame(peer, error)
-            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, attempt=len(tried) + 1)
-            if len(tried) + 1 >= attempts:
-                _add(error, f"; gave up after {attempts} chains, before: ", tried)
+            failures += error.retry_after_s is None
+            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, failures=failures)
+            if failures >= attempts:
+                _add(error, f"; gave up after {failures} failures, before: ", tried)
                 raise
-            tried.append(f"{peer[:8]}: {error.message}")
+            tried[peer[:8]] = error.message
 
 
-def _add(error: Error, words: str, tried: list[str]) -> None:
+def _add(error: Error, words: str, tried: Mapping[str, str]) -> None:
     """Say in an error what was tried before it."""
     if tried:
-        error.message += words + "; ".join(tried)
+        error.message += words + "; ".join(f"{peer}: {message}" for peer, message in tried.items())
         error.args = (error.message,)

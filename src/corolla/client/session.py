@@ -31,6 +31,8 @@ class Session:
         target: Which blocks of which weights to run.
         rows: How many rows there are.
         max_tokens: How many tokens each row is expected to reach.
+        prompt_tokens: How many tokens, over all rows, the first step is expected to have.
+        token_bytes: How many bytes the hidden state of a token takes on its way. Both help to choose the chain.
 
     Attributes:
         timings: For each hop, where its share of the last step went.
@@ -39,10 +41,21 @@ class Session:
         CodecError: If there is no codec of the target's name.
     """
 
-    def __init__(self, swarm: AsyncSwarm, target: Target, *, rows: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        swarm: AsyncSwarm,
+        target: Target,
+        *,
+        rows: int,
+        max_tokens: int,
+        prompt_tokens: int = 0,
+        token_bytes: float = 0,
+    ) -> None:
         check_preference(target.codec)
         self._swarm = swarm
-        self._hops = LiveChain(swarm, target, rows=rows, max_tokens=max_tokens)
+        self._hops = LiveChain(
+            swarm, target, rows=rows, max_tokens=max_tokens, prompt_tokens=prompt_tokens, token_bytes=token_bytes
+        )
         self._is_open = False
         self._ended = ""
         self.timings: tuple[HopTiming, ...] = ()

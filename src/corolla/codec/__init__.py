@@ -10,6 +10,7 @@ from corolla.codec.codec import (
     decode,
     encode,
     splice,
+    wire_bytes,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "decode",
     "encode",
     "splice",
+    "wire_bytes",
 ]

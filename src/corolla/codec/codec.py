@@ -39,6 +39,7 @@ __all__ = [
     "decode",
     "encode",
     "splice",
+    "wire_bytes",
 ]
 
 _MAX_AXES: Final = 4
@@ -207,6 +208,17 @@ def encode(tensor: Tensor, preference: str) -> Encoded:
         return codec_named("bf16" if tensor.dtype == torch.bfloat16 else "fp16").encode(tensor)
     largest = tensor.detach().abs().amax().item()
     return codec_named("fp16" if _HALF_SMALLEST <= largest <= _HALF_LARGEST else "bf16").encode(tensor)
+
+
+def wire_bytes(tensor: Tensor, preference: str) -> int:
+    """Say how many bytes :func:`encode` would make of a tensor, without making them.
+
+    Raises:
+        CodecError: If there is no such preference.
+    """
+    check_preference(preference)
+    codec = codec_named("fp16" if preference == "half" else preference)
+    return codec.layout.packed_bytes(tuple(tensor.shape), tensor.dtype)
 
 
 def decode(meta: TensorMeta, payload: Buffer) -> Tensor:

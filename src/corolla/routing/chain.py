@@ -1,85 +1,40 @@
-"""Which servers to use: the chain of least latency through a snapshot. Pure: no clock, no network, no dice.
+"""Which servers to use: the chain of least predicted time through a snapshot. Pure: no clock, no network, no dice."""
 
-Blocks are computed in order, so one sweep over them is enough (dynamic programming): before each block, every server
-that has it was either entered earlier or is entered now, from the cheapest server that computed the block before.
-"""
-
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from corolla.errors import NoChain
-from corolla.terms import Announcement, Chain, DType, Hop, ModelId, PeerId, Snapshot, Span
+from corolla.routing.costs import Demand, Known, RoutingConfig, hop_cost, link_saving_s, offers
+from corolla.routing.sweep import Stay, Sweeper
+from corolla.terms import RTT_PEER_LETTERS, Announcement, Chain, PeerId, Snapshot, Span
 
-__all__ = ["Demand", "RoutingConfig", "block_seconds", "find_chain", "uncovered"]
+if TYPE_CHECKING:
+    import random
 
-_SLOWEST_TOKENS_PER_S = 0.001
-"""Slower servers are all alike; it keeps every cost finite, whatever a peer claims."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingConfig:
-    """What routing assumes where nothing was measured."""
-
-    unknown_rtt_s: float = field(
-        default=0.1, metadata={"help": "round trip to a peer that was never measured", "unit": "seconds"}
-    )
-    hop_s: float = field(default=0.002, metadata={"help": "fixed cost of one more hop in a chain", "unit": "seconds"})
-    unknown_block_s: float = field(
-        default=0.01,
-        metadata={"help": "time for one block at a server that has not measured itself", "unit": "seconds"},
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What a chain must offer.
-
-    Attributes:
-        model: The weights.
-        span: The blocks to cover.
-        tokens: KV tokens that each server must have free.
-        dtype: The precision that servers must compute in; ``None`` for any.
-        avoid: Peers not to be used.
-    """
-
-    model: ModelId
-    span: Span
-    tokens: int = 0
-    dtype: DType | None = None
-    avoid: Collection[PeerId] = ()
-
-
-@dataclass(slots=True)
-class _Stay:
-    """The cheapest way to have reached a server and to be there still.
-
-    Attributes:
-        server: Where.
-        stop: One past its last block.
-        enter_s: What it costs to send a token there.
-        block_s: What it costs to compute a token in one block there.
-        start: The block at which the way enters.
-        cost_s: What the way has cost so far, from the client on.
-    """
-
-    server: Announcement
-    stop: int
-    enter_s: float
-    block_s: float
-    start: int = 0
-    cost_s: float = float("inf")
+__all__ = ["find_chain", "make_stays", "no_chain", "predict_s", "uncovered"]
 
 
 def find_chain(
-    snapshot: Snapshot, demand: Demand, rtts_s: Mapping[PeerId, float], config: RoutingConfig | None = None
+    snapshot: Snapshot,
+    demand: Demand,
+    known: Known,
+    config: RoutingConfig | None = None,
+    *,
+    rng: "random.Random | None" = None,
 ) -> Chain:
-    """Find the chain of least predicted latency for one token.
+    """Find the chain of least predicted time.
+
+    With dice, clients that see the same swarm do not all choose the same chain: the cost of each server is raised by
+    a random share of itself, up to ``config.spread``, before the best chain is taken. So whatever is chosen costs at
+    most that much more than the best, equal chains are equally likely, and a chain is the likelier the nearer it
+    comes to the best.
 
     Args:
         snapshot: Which servers there are.
         demand: What the chain must offer.
-        rtts_s: Measured round trips from the client to peers, in seconds.
+        known: What the client has measured of them.
         config: What to assume where nothing was measured.
+        rng: The dice; ``None`` for the best chain itself.
 
     Returns:
         A chain that covers the demanded span, each block once.
@@ -88,42 +43,79 @@ def find_chain(
         NoChain: If some blocks have no server; the message says which, and how old the view is.
     """
     config = config or RoutingConfig()
-    beginning: dict[int, list[_Stay]] = {}
-    for server in _usable(snapshot, demand):
-        enter_s = config.hop_s + rtts_s.get(server.peer, config.unknown_rtt_s)
-        stay = _Stay(server, server.span.stop, enter_s, block_seconds(server, config))
-        beginning.setdefault(max(server.span.start, demand.span.start), []).append(stay)
-    stays: list[_Stay] = []
-    last: list[tuple[int, Announcement]] = []  # for each block: where it is best computed, and since which block
-    reached_s = 0.0
-    for block in range(demand.span.start, demand.span.stop):
-        stays = [stay for stay in stays if stay.stop > block] + beginning.get(block, [])
-        if not stays:
-            raise _no_chain(snapshot, demand)
-        best = stays[0]
+    stays = make_stays(offers(snapshot, demand), demand, known, config)
+    if rng is not None:
         for stay in stays:
-            cost_s, entered_s = stay.cost_s, reached_s + stay.enter_s
-            if entered_s < cost_s:
-                cost_s, stay.start = entered_s, block
-            stay.cost_s = cost_s + stay.block_s
-            if stay.cost_s < best.cost_s:
-                best = stay
-        reached_s = best.cost_s
-        last.append((best.start, best.server))
-    return _unwind(last, demand.span)
+            stay.raise_cost(1 + config.spread * rng.random())
+    way = Sweeper(stays, demand.span).find()
+    if way is None:
+        raise no_chain(snapshot, demand)
+    return way.chain(demand.span.stop)
 
 
-def block_seconds(server: Announcement, config: RoutingConfig) -> float:
-    """Predict how long a server takes for one token in one block, from what it measured and how many share it."""
-    if server.speed is None:
-        return config.unknown_block_s
-    tokens_per_s = max(server.speed.decode_tokens_per_s, _SLOWEST_TOKENS_PER_S)
-    return (1 + server.sessions / 4) / (tokens_per_s * len(server.span))
+def predict_s(
+    chain: Chain,
+    snapshot: Snapshot,
+    demand: Demand,
+    known: Known,
+    config: RoutingConfig | None = None,
+) -> float:
+    """Predict how long all that is demanded takes on a given chain, in seconds.
+
+    Args:
+        chain: The chain; servers that are not in the snapshot count nothing.
+        snapshot: Which servers there are.
+        demand: What is demanded.
+        known: What the client has measured of them.
+        config: What to assume where nothing was measured.
+    """
+    config = config or RoutingConfig()
+    peers = {hop.peer for hop in chain.hops}
+    found = [(server, server.span.start, server.span.stop) for server in snapshot.announcements if server.peer in peers]
+    stays = {stay.server.peer: stay for stay in make_stays(found, demand, known, config)}
+    total_s = left_s = 0.0
+    links: dict[PeerId, float] = {}
+    for hop in chain.hops:
+        stay = stays.get(hop.peer)
+        if stay is None:
+            links = {}
+            continue
+        pushed_s = links.get(hop.peer)
+        total_s += stay.enter_s if pushed_s is None else pushed_s - left_s
+        left_s = stay.leave_s
+        total_s += len(hop.span) * stay.block_s + left_s
+        links = {target.server.peer: link_s for target, link_s in stay.links}
+    return total_s
+
+
+def make_stays(
+    found: Sequence[tuple[Announcement, int, int]], demand: Demand, known: Known, config: RoutingConfig
+) -> list[Stay]:
+    """Prepare a sweep: put a price on every server that may be used, and on every known link if outputs are pushed."""
+    stays = [
+        Stay(server, start, stop, *hop_cost(server, demand, known.get(server.peer), config))
+        for server, start, stop in found
+    ]
+    if not demand.is_pushed:
+        return stays
+    by_name = {stay.server.peer[:RTT_PEER_LETTERS]: stay for stay in stays}
+    for stay in stays:
+        links: dict[str, tuple[Stay, float]] = {}
+        measured = known.get(stay.server.peer)
+        for rtt in stay.server.rtts:
+            target = by_name.get(rtt.peer)
+            if target is None or target is stay:
+                continue
+            saving_s = link_saving_s(rtt.rtt_s, measured, known.get(target.server.peer), demand, config)
+            if saving_s > 0:
+                links[rtt.peer] = target, stay.leave_s + target.enter_s - saving_s
+        stay.links = list(links.values())
+    return stays
 
 
 def uncovered(snapshot: Snapshot, demand: Demand) -> list[Span]:
     """List the parts of the demanded span that no usable server covers."""
-    covered = {block for server in _usable(snapshot, demand) for block in range(server.span.start, server.span.stop)}
+    covered = {block for _, start, stop in offers(snapshot, demand) for block in range(start, stop)}
     gaps: list[Span] = []
     for block in range(demand.span.start, demand.span.stop):
         if block in covered:
@@ -135,42 +127,20 @@ def uncovered(snapshot: Snapshot, demand: Demand) -> list[Span]:
     return gaps
 
 
-def _usable(snapshot: Snapshot, demand: Demand) -> list[Announcement]:
-    """List the servers that offer what is demanded, for at least one block."""
-    avoid = frozenset(demand.avoid)
-    return [
-        server
-        for server in snapshot.announcements
-        if server.model == demand.model
-        and server.state == "online"
-        and server.peer not in avoid
-        and server.free_tokens >= demand.tokens
-        and (demand.dtype is None or server.dtype == demand.dtype)
-        and server.span.start < demand.span.stop
-        and server.span.stop > demand.span.start
-    ]
-
-
-def _unwind(last: Sequence[tuple[int, Announcement]], span: Span) -> Chain:
-    hops: list[Hop] = []
-    stop = span.stop
-    while stop != span.start:
-        start, server = last[stop - span.start - 1]
-        hops.append(Hop(peer=server.peer, span=Span(start, stop), addresses=server.addresses))
-        stop = start
-    return Chain(tuple(reversed(hops)))
-
-
-def _no_chain(snapshot: Snapshot, demand: Demand) -> NoChain:
+def no_chain(snapshot: Snapshot, demand: Demand) -> NoChain:
+    """Say that some blocks have no server, which, and what was wished of them."""
     gaps = uncovered(snapshot, demand)
     missing = " and ".join(map(str, gaps))
     wishes = [f"{demand.tokens} free KV tokens"] if demand.tokens else []
     wishes += [f"precision {demand.dtype}"] if demand.dtype else []
+    wishes += [f"adapter {demand.adapter}"] if demand.adapter else []
+    wishes += [f"{len(demand.allow)} peers allowed"] if demand.allow else []
     wishes += [f"{len(demand.avoid)} peers avoided"] if demand.avoid else []
-    known = sum(server.model == demand.model for server in snapshot.announcements)
+    wishes += [f"trust for {demand.trust}"] if demand.trust != "any" else []
+    of_model = sum(server.model == demand.model for server in snapshot.announcements)
     return NoChain(
         f"no server for blocks {missing} of model {demand.model[:12]}"
         + (f" (with {', '.join(wishes)})" if wishes else "")
-        + f"; {known} servers of the model are known, the view is {snapshot.age_s:.0f} s old; "
+        + f"; {of_model} servers of the model are known, the view is {snapshot.age_s:.0f} s old; "
         + f"wait, or serve them: corolla serve MODEL --blocks {gaps[0]}"
     )

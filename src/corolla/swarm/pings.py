@@ -1,6 +1,6 @@
 """How long a message takes to a peer and back, measured and smoothed. Knows nothing of what the numbers are for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -25,6 +25,11 @@ class Pings:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._rtts_s: dict[PeerId, float] = {}
+
+    @property
+    def rtts_s(self) -> Mapping[PeerId, float]:
+        """The smoothed round-trip times to all peers that were measured, in seconds."""
+        return self._rtts_s
 
     def rtt_s(self, peer: PeerId) -> float | None:
         """Give the smoothed round-trip time to a peer, in seconds; ``None`` if it was never measured."""

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from corolla.client import Session, StepTokens, Target
+from corolla.client.blocks import _backward_all, _forward_all
 from corolla.client.gather import gather
 from corolla.client.requests import Batch, Pass, run_backward, run_forward
 from corolla.codec import encode
 from corolla.errors import NoChain, PeerBusy, PeerLost, PeerMisbehaved, PeerTimeout
-from corolla.terms import ModelId, Span, Speed
+from corolla.terms import Hop, ModelId, Span, Speed
 from corolla.wire import OpenSession, Output, SessionOpened, TensorMeta, Timing
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +42,7 @@ async def test_several_hops_compute_what_one_does(hosts, taps):
     async with hosts.chain(*SPANS), hosts.swarm() as swarm:
         done = await run_forward(swarm, TARGET, batch(taps=taps))
         grad_BTD = await run_backward(swarm, TARGET, batch(taps=taps), done.inputs, ones(done))
-    assert [str(span) for span, _ in done.inputs] == list(SPANS)
+    assert [str(hop.span) for hop, _ in done.inputs] == list(SPANS)
     assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
     assert all(torch.equal(done.taps[tap], expected.taps[tap]) for tap in taps)
     # Where a tap is, gradients from three places are added, in another order.
@@ -71,11 +72,52 @@ async def test_gradients_go_back_through_the_parts_of_a_run_that_no_server_has_a
     async with hosts.chain("0:2", "2:4", "1:2"), hosts.swarm() as swarm:
         async with hosts.host("0:4") as whole:
             done = await run_forward(swarm, TARGET, batch(taps=(1,)))
-            assert [str(span) for span, _ in done.inputs] in (["0:4"], ["0:2", "2:4"])
         hosts.network.cut(whole.peer)
-        inputs = [(Span(0, 4), batch().hidden_BTD)]
+        inputs = [(Hop(peer=whole.peer, span=Span(0, 4), addresses=()), batch().hidden_BTD)]
         grad_BTD = await run_backward(swarm, TARGET, batch(taps=(1,)), inputs, ones(done))
         assert torch.allclose(grad_BTD, expected_grad_BTD, rtol=1e-5, atol=1e-5)
+
+
+# Several chains at once
+
+
+@pytest.mark.parametrize("lost", [None, "forward", "backward"])
+async def test_a_batch_is_split_over_chains_by_their_speed_and_joined_in_order(hosts, until, lost):
+    """What is lost on one chain is done again on another; sums over other rows round differently, and no more."""
+    whole = batch(rows=9, tokens=4)
+    async with hosts.host("0:4"), hosts.swarm() as swarm:
+        done = await run_forward(swarm, TARGET, whole)
+        expected_grad_BTD = await run_backward(swarm, TARGET, whole, done.inputs, ones(done))
+    async with hosts.host("0:4") as fast, hosts.host("0:4") as slow, hosts.swarm(chain_tokens=8) as swarm:
+        await fast.announce(speed=Speed(decode_tokens_per_s=4, prefill_tokens_per_s=4))
+        await slow.announce(speed=Speed(decode_tokens_per_s=2, prefill_tokens_per_s=2))
+        await until(lambda: all(found.speed for found in swarm.snapshot().announcements))
+        if lost == "forward":
+            hosts.network.cut(slow.peer)
+        shares, passes = await _forward_all(swarm, TARGET, whole)
+        assert [len(share.part.hidden_BTD) for share in shares] == [6, 3]
+        used = [{hop.peer for hop, _ in one.inputs} for one in passes]
+        assert used == [{fast.peer}, {fast.peer if lost == "forward" else slow.peer}]
+        if lost == "backward":
+            hosts.network.cut(fast.peer)
+        grads_BTD = await _backward_all(swarm, TARGET, shares, passes, [ones(done) for done in passes])
+    output_BTD = torch.cat([done.hidden_BTD for done in passes])
+    assert torch.allclose(output_BTD, done.hidden_BTD, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(torch.cat(grads_BTD), expected_grad_BTD, rtol=1e-5, atol=1e-5)
+
+
+async def test_a_batch_that_is_small_goes_to_one_chain_in_requests_of_bounded_size(hosts):
+    async with hosts.chain("0:4", "0:4"), hosts.swarm(chain_tokens=100, batch_tokens=8) as swarm:
+        shares, passes = await _forward_all(swarm, TARGET, batch(rows=9, tokens=4))
+    assert [len(share.part.hidden_BTD) for share in shares] == [2, 2, 2, 2, 1]
+
+
+async def test_every_chain_has_a_request_before_any_has_a_second(hosts):
+    async with hosts.chain("0:4", "0:4"), hosts.swarm(chain_tokens=8, batch_tokens=8) as swarm:
+        shares, passes = await _forward_all(swarm, TARGET, batch(rows=8, tokens=4))
+    assert [share.turn for share in shares] == [0, 1, 0, 1]
+    used = [{hop.peer for hop, _ in one.inputs} for one in passes]
+    assert used[0] == used[1] != used[2] == used[3]
 
 
 async def test_a_server_that_does_not_answer_is_given_up_in_time(hosts):

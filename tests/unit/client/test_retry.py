@@ -59,16 +59,21 @@ async def test_the_caller_s_own_mistake_is_not_tried_again():
     assert router.blamed == []
 
 
-async def test_attempts_are_bounded_and_the_last_error_tells_them_all():
+async def test_failures_are_bounded_and_the_last_error_tells_them_all():
     router = ScriptedRouter()
-    errors = PeerLost("gone"), PeerMisbehaved("lied"), PeerBusy("full", retry_after_s=7.0), None
+    errors = PeerLost("gone"), PeerMisbehaved("lied"), PeerLost("gone too"), None
     with pytest.raises(
-        PeerBusy, match=r"^full; gave up after 3 chains, before: aaaaaaaa: gone; bbbbbbbb: lied$"
+        PeerLost, match=r"^gone too; gave up after 3 failures, before: aaaaaaaa: gone; bbbbbbbb: lied$"
     ) as caught:
         await try_chains(router, failing(*errors), attempts=3)
-    assert caught.value.retry_after_s == 7.0
     assert caught.value.peer == PEERS[2]
     assert len(router.blamed) == 3
+
+
+async def test_that_peers_are_busy_is_no_failure_however_many_there_are():
+    router = ScriptedRouter()
+    errors = PeerBusy("full"), PeerBusy("full"), PeerLost("gone"), None
+    assert await try_chains(router, failing(*errors), attempts=2) == PEERS[3]
 
 
 async def test_when_no_chain_is_left_the_error_says_what_was_tried():

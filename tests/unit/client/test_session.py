@@ -177,7 +177,7 @@ async def test_blocks_that_come_late_are_waited_for(hosts, until):
         session = make_session(swarm)
         tasks.start_soon(session.open)
         async with hosts.host("2:4"):
-            await until(lambda: session.chain is not None)
+            await until(lambda: session.chain is not None and len(session.chain.hops) == 2)
             await session.close()
 
 

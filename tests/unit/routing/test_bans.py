@@ -74,3 +74,31 @@ def test_a_failure_that_bans_nobody_does_nothing():
     bans = Bans()
     bans.ban(PEER, 0, now_s=0)
     assert bans.banned(0) == frozenset()
+
+
+def test_the_first_use_after_a_ban_is_a_probe_that_nobody_joins():
+    bans = Bans()
+    bans.ban(PEER, 15, now_s=0)
+    bans.use([PEER, OTHER], now_s=10)  # there was no other chain: not a probe
+    assert bans.banned(15) == frozenset()
+    bans.use([PEER], now_s=16)
+    assert bans.banned(16) == {PEER}
+    bans.forgive(PEER)
+    assert bans.banned(16) == frozenset()
+
+
+def test_a_probe_that_fails_is_a_longer_ban():
+    bans = Bans()
+    bans.ban(PEER, 15, now_s=0)
+    bans.use([PEER], now_s=16)
+    bans.ban(PEER, 15, now_s=17)
+    assert bans.banned(46.9) == {PEER}
+    assert bans.banned(47) == frozenset()
+
+
+def test_a_probe_of_which_nothing_is_heard_makes_room_for_another():
+    bans = Bans()
+    bans.ban(PEER, 15, now_s=0)
+    bans.use([PEER], now_s=29)  # almost forgotten by then
+    assert bans.banned(43.9) == {PEER}
+    assert bans.banned(44) == frozenset()

@@ -1,0 +1,53 @@
+"""How far away servers are, measured before anybody asks: those that routing would consider, and few at a time."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from corolla.errors import Error
+from corolla.swarm import Pings
+from corolla.telemetry import event, logger
+from corolla.terms import Announcement, PeerId
+
+__all__ = ["measure_often"]
+
+_LOG = logger(__name__)
+_AGAIN_S = 10.0
+_AT_ONCE = 8
+_BETWEEN_S = 0.2
+_IDLE_S = 1.0
+
+
+async def measure_often(
+    pings: Pings, choose: Callable[[], Sequence[Announcement]], blame: Callable[[PeerId, Error], None]
+) -> None:
+    """Measure the way to chosen servers again and again, new ones soon, until cancelled.
+
+    The channels stay open for sessions. At most eight servers are pinged at once, and at most forty a second.
+
+    Args:
+        pings: Measures, and keeps what was measured.
+        choose: Says whom to measure, the most promising first.
+        blame: Hears who could not be measured.
+    """
+    due_s: dict[PeerId, float] = {}
+
+    async def measure(server: Announcement) -> None:
+        try:
+            await pings.ping(server.peer, server.addresses)
+        except Error as error:
+            blame(server.peer, error)
+            event(_LOG, "ping failed", level=logging.DEBUG, peer=server.peer[:8], code=error.code)
+
+    while True:
+        now_s = time.monotonic()
+        chosen = {server.peer: server for server in choose()}
+        due_s = {peer: at_s for peer, at_s in due_s.items() if at_s > now_s}
+        due = [server for peer, server in chosen.items() if peer not in due_s]
+        async with anyio.create_task_group() as tasks:
+            for server in due[:_AT_ONCE]:
+                due_s[server.peer] = now_s + _AGAIN_S
+                tasks.start_soon(measure, server)
+        await anyio.sleep(_BETWEEN_S if due else _IDLE_S)

@@ -1,0 +1,103 @@
+"""What a client learns of servers by using them, which overrides what they claim. Pure: the time is an argument."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from corolla.routing.costs import Measured
+from corolla.terms import PeerId
+
+__all__ = ["Experience", "Work"]
+
+_WEIGHT = 0.25
+"""Of a new measurement in the average."""
+_KEPT_S = 600.0
+"""How long what was measured counts; then a server gets another chance to be what it claims."""
+_QUEUE_HALVED_S = 30.0
+"""A queue that was met is believed to be half as long after so much time."""
+_MOST_PEERS = 4096
+_BANDWIDTH_BYTES = 1 << 16
+"""Fewer bytes tell nothing about bandwidth."""
+
+
+class Work(NamedTuple):
+    """What a server did for this client, and where the time went.
+
+    Args:
+        blocks: How many blocks it ran.
+        tokens: How many tokens, over all rows.
+        is_decode: Whether it was one token a row.
+        nbytes: How many bytes went there and back.
+        total_s: From sending to having the answer, by the client's own clock.
+        queue_s: For how long the work waited there, as the server says.
+        compute_s: How long it took to compute, as the server says.
+    """
+
+    blocks: int
+    tokens: int
+    is_decode: bool
+    nbytes: int
+    total_s: float
+    queue_s: float
+    compute_s: float
+
+
+class _Met(NamedTuple):
+    measured: Measured
+    at_s: float
+
+
+class Experience:
+    """Averages, by peer, of what its work has taken.
+
+    A server that says less of its computing than is true appears to be so much further away: the sum is the client's
+    own.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[PeerId, _Met] = {}
+
+    def note(self, peer: PeerId, work: Work, now_s: float) -> None:
+        """Take a piece of work into account.
+
+        Args:
+            peer: Who did it.
+            work: What it was, and how long it took.
+            now_s: The present, on the caller's monotonic clock.
+        """
+        known = self._met.pop(peer, _Met(Measured(), now_s)).measured
+        queue_s = min(work.queue_s, work.total_s)
+        compute_s = min(work.compute_s, work.total_s - queue_s)
+        network_s = work.total_s - queue_s - compute_s
+        rtt_s, decode_s, prefill_s = known.rtt_s, known.decode_block_s, known.prefill_block_s
+        bytes_per_s = known.bytes_per_s
+        if work.is_decode:
+            rtt_s = _average(rtt_s, network_s)
+            decode_s = _average(decode_s, compute_s / work.blocks)
+        else:
+            prefill_s = _average(prefill_s, compute_s / (work.blocks * work.tokens))
+            sending_s = network_s - (rtt_s or 0.0)
+            if work.nbytes >= _BANDWIDTH_BYTES and sending_s > 0:
+                bytes_per_s = 1 / _average(bytes_per_s and 1 / bytes_per_s, sending_s / work.nbytes)
+        measured = Measured(rtt_s, _average(known.queue_s, queue_s), decode_s, prefill_s, bytes_per_s)
+        self._met[peer] = _Met(measured, now_s)
+        if len(self._met) > _MOST_PEERS:
+            del self._met[next(iter(self._met))]  # the one used longest ago
+
+    def known(self, rtts_s: Mapping[PeerId, float], now_s: float) -> dict[PeerId, Measured]:
+        """Give what is known of peers.
+
+        Args:
+            rtts_s: Round trips of pings; they count where no work tells.
+            now_s: The present.
+        """
+        self._met = {peer: met for peer, met in self._met.items() if now_s - met.at_s < _KEPT_S}
+        found = {peer: Measured(rtt_s=rtt_s) for peer, rtt_s in rtts_s.items()}
+        for peer, (measured, at_s) in self._met.items():
+            queue_s = (measured.queue_s or 0.0) * 0.5 ** ((now_s - at_s) / _QUEUE_HALVED_S)
+            rtt_s = rtts_s.get(peer) if measured.rtt_s is None else measured.rtt_s
+            found[peer] = measured._replace(rtt_s=rtt_s, queue_s=queue_s)
+        return found
+
+
+def _average(known: float | None, new: float) -> float:
+    return new if known is None else known + _WEIGHT * (new - known)
