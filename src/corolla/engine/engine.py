@@ -6,6 +6,8 @@ Owns the KV pool, whose accounts it keeps on the event loop, and the worker, whi
 # B batch, T tokens, D model width, N packed tokens
 
 import asyncio
+import math
+import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -26,6 +28,10 @@ from corolla.terms import Span, Speed
 __all__ = ["Engine", "Load"]
 
 _LOG = logger(__name__)
+_QUEUE_WEIGHT = 0.1
+"""Of a new wait in the average."""
+_QUEUE_HALVED_S = 10.0
+"""While nothing is asked for, the average is half as long after so much time."""
 
 
 class Load(NamedTuple):
@@ -59,6 +65,8 @@ class Engine:
         self._worker = Worker(span, config)
         self._pool = PagePool(0)
         self._closed = anyio.Event()
+        self._queue_s = 0.0
+        self._queue_at_s = 0.0
 
     async def __aenter__(self) -> Self:
         """Settle how much KV there is, and start to compute."""
@@ -86,6 +94,11 @@ class Engine:
     def load(self) -> Load:
         """How busy the engine is now."""
         return Load(self._pool.free_tokens, self._pool.sessions, self._worker.waiting)
+
+    @property
+    def queue_s(self) -> float:
+        """How long requests waited lately before they were computed, on average."""
+        return self._queue_s * math.exp2(-(time.perf_counter() - self._queue_at_s) / _QUEUE_HALVED_S)
 
     async def measure(self) -> Speed:
         """Measure how fast the blocks are on this machine; takes about a second."""
@@ -244,9 +257,12 @@ class Engine:
 
     async def _wait(self, work: StepWork | ForwardWork, done: "asyncio.Future[Result]") -> Result:
         try:
-            return await done
+            result = await done
         finally:
             work.is_cancelled = not done.done() or done.cancelled()
+        self._queue_s = self.queue_s + _QUEUE_WEIGHT * (result.queue_s - self.queue_s)
+        self._queue_at_s = time.perf_counter()
+        return result
 
     def _new_row(self) -> Row:
         return RowKV() if self.span.is_packable else FamilyRow(self.span.new_cache())

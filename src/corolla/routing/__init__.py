@@ -1,7 +1,7 @@
 """Pure decisions about a snapshot: which chain a client should use, and which span a server should take."""
 
 from corolla.routing.bans import Bans
-from corolla.routing.candidates import candidates
+from corolla.routing.candidates import candidates, likely_successors
 from corolla.routing.chain import find_chain, predict_s, uncovered
 from corolla.routing.costs import Demand, Known, Measured, RoutingConfig, Trust
 from corolla.routing.experience import Experience, Work
@@ -29,6 +29,7 @@ __all__ = [
     "confirm_move",
     "find_chain",
     "find_chains",
+    "likely_successors",
     "plan_moves",
     "predict_s",
     "read_layout",

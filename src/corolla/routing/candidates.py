@@ -3,7 +3,7 @@
 from corolla.routing.costs import Demand, Known, Measured, RoutingConfig, hop_cost, offers
 from corolla.terms import Announcement, Snapshot
 
-__all__ = ["candidates"]
+__all__ = ["candidates", "likely_successors"]
 
 _FIRST_HOPS = 64
 _PER_BLOCK = 4
@@ -52,6 +52,22 @@ def candidates(
         if not wanted and first_hops <= 0:
             break
     return chosen
+
+
+def likely_successors(snapshot: Snapshot, own: Announcement) -> list[Announcement]:
+    """List the servers that can go on where a server's span ends, the likeliest first: where theirs begins, and fast.
+
+    Args:
+        snapshot: Which servers there are.
+        own: The server before them.
+    """
+    stop = own.span.stop
+    found = [
+        one
+        for one in snapshot.announcements
+        if one.model == own.model and one.state == "online" and one.peer != own.peer and stop in one.span
+    ]
+    return sorted(found, key=lambda one: (one.span.start != stop, -(one.speed.decode_tokens_per_s if one.speed else 0)))
 
 
 def _near(known: Known) -> Measured:

@@ -19,6 +19,7 @@ from corolla.routing import claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, load_blocks, open_model
+from corolla.server.successors import Successors
 from corolla.swarm import (
     Contacts,
     Directory,
@@ -86,6 +87,7 @@ class Server:
             self._contacts,
             rng=random.Random(),
         )
+        self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         self._engine: Engine | None = None
         self._model: Model | None = None
@@ -157,6 +159,7 @@ class Server:
             await self._gossip.join()
             tasks.start_soon(self._gossip.run)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self._gossip.snapshot, rng=random.Random()))
+            tasks.start_soon(self._successors.run)
             await reach("joined")
             model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             span = await self._claim(model)
@@ -230,6 +233,9 @@ class Server:
             speed=self.speed,
             free_tokens=load.free_tokens if load else 0,
             sessions=load.sessions if load else 0,
+            queue_s=round(self._engine.queue_s, 2) if self._engine else 0.0,
+            rtts=self._successors.rtts,
+            bytes_per_s=self._successors.bytes_per_s,
             version=__version__,
             name=self.config.name,
         )

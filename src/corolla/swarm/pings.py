@@ -11,6 +11,8 @@ from corolla.wire import Ping, Pong
 
 __all__ = ["Pings"]
 
+_BULK_BYTES: Final = 1 << 20
+_SHORTEST_S: Final = 1e-4
 _WEIGHT: Final = 0.25
 """Of a new measurement in the average; the round-trip estimate of TCP uses 1/8 (RFC 6298), with far more of them."""
 
@@ -59,3 +61,25 @@ class Pings:
         if len(self._rtts_s) > self._endpoint.config.max_peers:
             del self._rtts_s[next(iter(self._rtts_s))]  # the one measured longest ago
         return rtt_s
+
+    async def bandwidth(self, peer: PeerId, addresses: Sequence[Address]) -> float:
+        """Measure how fast a mebibyte gets to a peer, on an open channel. It is more than that on longer messages.
+
+        Args:
+            peer: To whom.
+            addresses: Where it is.
+
+        Returns:
+            Bytes a second, beyond the round trip that every message takes.
+
+        Raises:
+            Error: As :meth:`ping`.
+        """
+        rtt_s = await self.ping(peer, addresses)
+        async with self._endpoint.channel(peer, addresses) as channel:
+            begin_s = anyio.current_time()
+            await channel.request(
+                Ping(), [bytes(_BULK_BYTES)], expected=Pong, deadline_s=self._endpoint.config.request_s
+            )
+            elapsed_s = anyio.current_time() - begin_s
+        return _BULK_BYTES / max(elapsed_s - rtt_s, _SHORTEST_S)
