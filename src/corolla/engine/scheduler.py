@@ -26,12 +26,22 @@ class StepTick(NamedTuple):
 
     parts: tuple[tuple[StepWork, tuple[RowSlice, ...]], ...]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens it computes."""
+        return sum(part.tokens for _, slices in self.parts for part in slices)
+
 
 class ForwardTick(NamedTuple):
     """Some rows of one training batch."""
 
     work: ForwardWork
     rows: slice
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it computes."""
+        return int((self.rows.stop - self.rows.start) * self.work.hidden_BTD.shape[1])
 
 
 class Scheduler:

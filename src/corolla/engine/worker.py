@@ -14,6 +14,7 @@ import torch
 from corolla.blocks import BlockSpan, use_threads
 from corolla.engine.compute import run_forward, run_steps
 from corolla.engine.config import EngineConfig
+from corolla.engine.heap import BULK_TOKENS, give_back
 from corolla.engine.scheduler import ForwardTick, Scheduler, StepTick
 from corolla.engine.work import ForwardWork, Result, StepWork
 from corolla.errors import InternalError, PeerBusy
@@ -87,6 +88,7 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
+        give_back()  # what loading has left
         with computing_threads(self._config):
             try:
                 while self._tick():
@@ -129,6 +131,8 @@ class Worker:
             work.compute_s += elapsed_s
             if failure or work.is_complete:
                 self._settle(work, failure)
+        if tick.tokens >= BULK_TOKENS and not self.waiting:
+            give_back()
 
     def _settle(self, work: StepWork | ForwardWork, failure: str) -> None:
         with self._changed:
