@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import psutil
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ __all__ = ["Head", "Ordered", "Product", "order", "product_with", "use_threads"]
 
 Product = Callable[[Tensor], Tensor]
 """Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
+
+_ROOMY: Final = 8
+"""A head keeps a second copy of its weight where so many would fit into free memory."""
 
 _GEMV_ROWS: Final = 3
 """Up to so many rows are multiplied one by one: a matrix-vector product reads the weights at the speed of memory,
@@ -93,7 +97,9 @@ class Ordered(nn.Module):
 
 
 class Head(nn.Linear):
-    """An output layer whose single rows are multiplied as fast as the memory is read, unless gradients are wanted.
+    """An output layer that is fast for the few rows of a decode step, as long as no gradients are wanted.
+
+    In bfloat16 it keeps a second copy of its weight, in the order that is fastest, where memory is plentiful.
 
     Args:
         layer: The layer whose weight and bias it shares, and whose place it takes. They may change.
@@ -103,12 +109,19 @@ class Head(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
+        self._product: Product | None = None
+        self._made_of: tuple[int, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, as :class:`torch.nn.Linear` does."""
-        if torch.is_grad_enabled() or not _takes_rows(self.weight) or input.dtype != self.weight.dtype:
+        weight_OI = self.weight
+        if torch.is_grad_enabled() or input.dtype != weight_OI.dtype or weight_OI.is_inference():
             return super().forward(input)
-        output_NO = _multiply(input.reshape(-1, self.in_features), self.weight.detach(), _bias(self))
+        made_of = weight_OI.data_ptr(), weight_OI._version
+        if self._product is None or made_of != self._made_of:
+            is_roomy = psutil.virtual_memory().available > _ROOMY * weight_OI.nbytes
+            self._product, self._made_of = product_with(order(self) if is_roomy else self), made_of
+        output_NO = self._product(input.reshape(-1, self.in_features))
         return output_NO.view(*input.shape[:-1], self.out_features)
 
 
