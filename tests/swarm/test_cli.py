@@ -89,7 +89,7 @@ def test_a_chat_keeps_its_session_over_turns(conversation):
     assert "".join(pieces) == first.text
     chain = conversation.chain
     second = conversation.ask("def", pieces.append)
-    assert conversation.chain is chain
+    assert conversation.chain == chain
     conversation.forget()
     assert conversation.ask("abc", pieces.append).text == first.text != second.text
 

@@ -4,6 +4,7 @@ import anyio
 
 from corolla.cli.config import OutputConfig
 from corolla.cli.console import Output
+from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
@@ -18,6 +19,7 @@ MODEL_FLAGS = (
     Flag("chat.model", "MODEL"),
     Flag("chat.peers", "--peer"),
     Flag("swarm.invite"),
+    Flag("swarm.lan", "--lan/--no-lan"),
     Flag("chat.max_new_tokens"),
     Flag("chat.temperature"),
     Flag("chat.top_p"),
@@ -52,8 +54,9 @@ def chat(settings: Settings) -> None:
     configure_logging(config.log_level)
     output = Output(config)
     question = None if has_terminal() else read_question()
+    peers = find_peers(settings, output)
     with show_progress(output) as report:
-        conversation = Conversation(settings, report)
+        conversation = Conversation(settings, report, peers)
     with conversation:
         if question is None:
             anyio.run(talk, conversation, output)

@@ -6,7 +6,7 @@ Owns the client's side of a chat: the swarm, the model, one session over all tur
 # B batch (always 1), T tokens
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -50,25 +50,24 @@ class Conversation:
     Args:
         settings: Whom to ask, and how.
         report: Hears of downloads.
+        peers: Addresses of peers to start from, instead of those in the settings.
 
     Attributes:
         name: How the model is called.
         chain: The servers of the present session; ``None`` before the first answer.
 
     Raises:
-        UsageError: If no peer is given, or the swarm has several models and none is named.
+        UsageError: If the swarm has several models and none is named.
         Error: What joining the swarm or loading the model raises.
     """
 
-    def __init__(self, settings: Settings, report: Progress) -> None:
+    def __init__(self, settings: Settings, report: Progress, peers: Sequence[str] = ()) -> None:
         self._config = settings.get(ChatConfig)
-        swarm = settings.get(SwarmConfig)
-        if not (self._config.peers or swarm.invite):
-            raise UsageError("no peer of a swarm is given: add --peer tls://host:port, as corolla serve prints it")
         if self._config.threads:
             use_threads(self._config.threads)
         client, hub = settings.get(ClientConfig), settings.get(HubConfig)
-        self._swarm = Swarm(self._config.peers, config=client, swarm_config=swarm)
+        swarm = settings.get(SwarmConfig)
+        self._swarm = Swarm(peers or self._config.peers, config=client, swarm_config=swarm)
         try:
             self.name = self._config.model or only_model(self._swarm.snapshot())
             self._model = AutoModelForCausalLM.from_pretrained(

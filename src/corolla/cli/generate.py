@@ -6,6 +6,7 @@ from corolla.cli.answers import describe_cost
 from corolla.cli.chat import MODEL_FLAGS, SECTIONS
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output
+from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
@@ -29,8 +30,9 @@ def generate(settings: Settings) -> None:
     prompt = settings.get(ChatConfig).prompt
     if prompt is None:
         prompt = sys.stdin.read()
+    peers = find_peers(settings, output)
     with show_progress(output) as report:
-        conversation = Conversation(settings, report)
+        conversation = Conversation(settings, report, peers)
     with conversation:
         if not output.is_json:
             answer = conversation.complete(prompt, output.stream)

@@ -32,6 +32,7 @@ __all__ = ["serve"]
         Flag("server.peers", "--peer"),
         Flag("swarm.invite"),
         Flag("server.new_swarm"),
+        Flag("swarm.lan", "--lan/--no-lan"),
         Flag("server.blocks"),
         Flag("server.num_blocks"),
         Flag("server.dtype"),
@@ -54,8 +55,9 @@ __all__ = ["serve"]
 def serve(settings: Settings) -> int:
     """Serve a span of a model's blocks to a swarm.
 
-    Without --peer, and without an --invite that names peers, it starts a new swarm, and prints the line that others
-    need to join it. Ctrl-C lets sessions finish, then leaves; a second one leaves at once.
+    Without --peer, and without an --invite that names peers, it joins the swarm of this model on the local network. If
+    there is none, it starts a new one, and prints the line that others need to join it. Ctrl-C lets sessions finish,
+    then leaves; a second one leaves at once.
     """
     config, parent = settings.get(OutputConfig), settings.get(ParentConfig)
     configure_logging(config.log_level, json=config.log_json)
@@ -157,7 +159,9 @@ class _Run:
             model, address = shlex.quote(server.config.model), server.addresses[0]
             way = f"{model} --peer {address}" + (" --invite INVITE" if server.swarm_id else "")
             swarm = f"private swarm {server.swarm_id[:8]}" if server.swarm_id else "swarm"
+            found = [(f"found peer {one.peer[:8]} at {one.addresses[0]}", "") for one in server.met if one.peer]
             return [
+                *found,
                 (f"started a new {swarm}" if server.is_founder else f"joined the {swarm}", ""),
                 (f"  to join it:       corolla serve {way}", "bold"),
                 (f"  to chat with it:  corolla chat {way}", "bold"),

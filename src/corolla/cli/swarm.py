@@ -13,8 +13,9 @@ from platformdirs import user_config_path
 from rich.table import Table
 from rich.text import Text
 
-from corolla.cli.config import ChatConfig, InviteConfig, OutputConfig
+from corolla.cli.config import InviteConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
+from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.look import Look, look_at_swarm, watching
 from corolla.cli.servers import count_servers, server_as_data, show_servers
@@ -47,23 +48,21 @@ swarm = typer.Typer(
 
 @command(
     sections=("chat", "swarm"),
-    flags=(Flag("chat.peers", "--peer"), Flag("swarm.invite"), Flag("output.json"), Flag("output.quiet")),
+    flags=(
+        Flag("chat.peers", "--peer"),
+        Flag("swarm.invite"),
+        Flag("swarm.lan", "--lan/--no-lan"),
+        Flag("output.json"),
+        Flag("output.quiet"),
+    ),
 )
 def status(settings: Settings) -> None:
     """Show how a swarm is: which blocks have servers, who they are, how fast, how far, and what is wrong.
 
-    It is seen from a --peer of it, or by an --invite to it.
+    It is seen from a --peer of it, by an --invite to it, or else from a server on the local network.
     """
-    output, peers, config = (
-        Output(settings.get(OutputConfig)),
-        settings.get(ChatConfig).peers,
-        settings.get(SwarmConfig),
-    )
-    if not (peers or config.invite):
-        raise UsageError(
-            "name a peer of the swarm, with --peer tls://host:port, or give an invite to it, with --invite"
-        )
-    look = anyio.run(look_at_swarm, config, peers)
+    output, config = Output(settings.get(OutputConfig)), settings.get(SwarmConfig)
+    look = anyio.run(look_at_swarm, config, find_peers(settings, output))
     models = [
         (model, sorted(servers, key=lambda one: (one.span, one.peer)))
         for model, servers in groupby(sorted(look.snapshot.announcements, key=_model_of), key=_model_of)

@@ -19,8 +19,10 @@ from corolla.routing import claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, load_blocks, open_model
+from corolla.server.meeting import Meeting
 from corolla.server.successors import Successors
 from corolla.swarm import (
+    Contact,
     Contacts,
     Directory,
     Endpoint,
@@ -28,6 +30,7 @@ from corolla.swarm import (
     Identity,
     SwarmConfig,
     TlsTransport,
+    Topic,
     spread_revocations,
 )
 from corolla.swarm.invite import SwarmId
@@ -57,6 +60,8 @@ class Server:
     Attributes:
         span: The blocks, once they are claimed.
         speed: What was measured, once it was.
+        met: The peers that it has found by itself before it joined.
+        is_founder: Whether it has started a swarm of its own, as it found none to join.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Server:
         self._model: Model | None = None
         self.span: Span | None = None
         self.speed: Speed | None = None
+        self.met: list[Contact] = []
+        self.is_founder = False
 
     @property
     def peer_id(self) -> PeerId:
@@ -108,11 +115,6 @@ class Server:
     def swarm_id(self) -> SwarmId | None:
         """Which private swarm this server is in; ``None`` for a public one."""
         return None if self._endpoint.membership is None else self._endpoint.membership.swarm
-
-    @property
-    def is_founder(self) -> bool:
-        """Whether this server starts a swarm of its own, as it knows no peer to join."""
-        return not self._contacts.given
 
     @property
     def load(self) -> Load | None:
@@ -149,19 +151,24 @@ class Server:
         await reach("left")
 
     async def _live(self, reach: Callable[[Stage], Awaitable[None]], report: Progress) -> None:
-        async with self._endpoint, anyio.create_task_group() as tasks:
+        meeting = Meeting(self.config, self._endpoint, self._contacts)
+        async with self._endpoint, meeting, anyio.create_task_group() as tasks:
             announce = tuple(Address(address) for address in self.config.announce)
             scheme = self._transport.scheme
             await self._endpoint.listen(scheme, self.config.host, self.config.port, announce=announce)
             await reach("listening")
             handler = Handler(self._gossip, lease_s=self.config.lease_s)
             tasks.start_soon(self._endpoint.serve, handler.serve)
+            model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
+            topic = Topic(self.swarm_id, model.repository.model_id)
+            self.met = await meeting.look(topic)
             await self._gossip.join()
+            self.is_founder = not (self._contacts.given or self._gossip.snapshot().announcements)
+            tasks.start_soon(meeting.run, topic, self.config.model)
             tasks.start_soon(self._gossip.run)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self._gossip.snapshot, rng=random.Random()))
             tasks.start_soon(self._successors.run)
             await reach("joined")
-            model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             span = await self._claim(model)
             await reach("claimed")
             blocks = await anyio.to_thread.run_sync(load_blocks, model, span, report)

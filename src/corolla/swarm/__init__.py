@@ -13,9 +13,11 @@ from corolla.swarm.endpoint import ChannelHandler, Endpoint
 from corolla.swarm.gossip import Gossip
 from corolla.swarm.identity import Identity, public_key_of, verify
 from corolla.swarm.invite import Grant, Invite
+from corolla.swarm.lan import LocalNetwork, Neighbour, is_loopback
 from corolla.swarm.membership import Membership, Revocations
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
 from corolla.swarm.pings import Pings
+from corolla.swarm.rendezvous import Topic
 from corolla.swarm.spreading import spread_revocations
 from corolla.swarm.tls import TlsTransport
 from corolla.swarm.transport import Listener, Path, Stream, StreamHandler, Transport
@@ -33,9 +35,11 @@ __all__ = [
     "Identity",
     "Invite",
     "Listener",
+    "LocalNetwork",
     "Membership",
     "MemoryNetwork",
     "MemoryTransport",
+    "Neighbour",
     "Path",
     "Pings",
     "Received",
@@ -44,11 +48,13 @@ __all__ = [
     "StreamHandler",
     "SwarmConfig",
     "TlsTransport",
+    "Topic",
     "Transport",
     "Verdict",
     "Watcher",
     "check_may_use",
     "format_address",
+    "is_loopback",
     "parse_address",
     "public_key_of",
     "split_address",

@@ -58,12 +58,19 @@ class SwarmConfig:
             "secret": True,
         },
     )
+    lan: bool = field(
+        default=True, metadata={"help": "Find and be found by peers on the local network, where no address is given."}
+    )
+    lan_s: float = _setting(1.5, "s", "Look for peers on the local network for this long.")
+    lan_interface: str | None = field(
+        default=None, metadata={"help": "Address of the one interface to use for that; default: all but loopback."}
+    )
     max_remembered: int = _limit(64, "peers", "Peers written down for the next start.")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, int | float) and not value > 0:
+            if "unit" in setting.metadata and not value > 0:
                 raise ConfigError(f"{setting.name} is {value}; it must be above 0 {setting.metadata['unit']}")
         if self.refresh_s >= self.ttl_s:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Whom to turn to when the directory is empty: peers named by the user, and peers remembered from the last time."""
+"""Whom to turn to when the directory is empty: peers named by the user, met by chance, or remembered from last time."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -54,13 +54,28 @@ class Contacts:
     ) -> None:
         parsed = [parse_address(text) for text in bootstrap]
         self.given = tuple(Contact(peer, (address,)) for peer, address in parsed)
+        self._met: dict[PeerId, Contact] = {}
         self._remembered: tuple[Contact, ...] = ()
         self._path = path
         self._max_remembered = (SwarmConfig() if config is None else config).max_remembered
 
     def all(self) -> list[Contact]:
-        """Give all contacts, those named by the user first."""
-        return [*self.given, *self._remembered]
+        """Give all contacts: those named by the user, those met on the way, those remembered."""
+        return [*self.given, *self._met.values(), *self._remembered]
+
+    def meet(self, contact: Contact) -> bool:
+        """Take in a contact that was found by chance, and say whether it is new.
+
+        Args:
+            contact: Who and where; believed as far as a handshake proves it.
+        """
+        key = contact.peer or PeerId(" ".join(contact.addresses))
+        if self._met.get(key) == contact:
+            return False
+        if len(self._met) >= self._max_remembered:
+            del self._met[next(iter(self._met))]
+        self._met[key] = contact
+        return True
 
     async def load(self) -> None:
         """Read the file; one that is missing or damaged costs no more than what it held."""

@@ -14,6 +14,7 @@ def no_settings_of_this_account(monkeypatch, tmp_path):
         monkeypatch.delenv(variable)
     for variable in ("XDG_CONFIG_HOME", "HOME", "APPDATA", "LOCALAPPDATA"):
         monkeypatch.setenv(variable, str(tmp_path / "account"))
+    monkeypatch.setenv("COROLLA_SWARM_LAN", "false")  # nor does any look around in the network
 
 
 @pytest.fixture

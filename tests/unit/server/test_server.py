@@ -166,4 +166,4 @@ async def test_what_cannot_be_served_ends_the_server_with_the_reason(directory, 
     life = Life(MemoryNetwork(), directory, **settings)
     with pytest.raises(error, match=words):
         await life.run()
-    assert life.stages == ["listening", "joined"]
+    assert life.stages == ["listening"]
