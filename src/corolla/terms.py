@@ -13,10 +13,12 @@ __all__ = [
     "Address",
     "Announcement",
     "Chain",
+    "Claim",
     "DType",
     "Hop",
     "ModelId",
     "PeerId",
+    "RelayOffer",
     "Rtt",
     "ServerState",
     "Snapshot",
@@ -123,7 +125,7 @@ class Rtt(msgspec.Struct, frozen=True, array_like=True):
     rtt_s: Annotated[float, Meta(ge=0, le=60)]
 
 
-class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+class Announcement(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A server's claim about itself, valid until it expires or a later one replaces it.
 
     It travels signed by ``peer``; see ``swarm/directory.py``.
@@ -152,6 +154,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         version: The release of Corolla that it runs.
         name: What its owner calls it; for people only.
         membership: In a private swarm, the proof that it belongs there.
+        is_relay: Whether it helps others to be reached.
     """
 
     peer: _PeerId
@@ -177,6 +180,33 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     version: _Name = ""
     name: _Name = ""
     membership: Annotated[bytes, Meta(max_length=512)] = b""
+    is_relay: bool = False
+
+
+class RelayOffer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The claim of a peer that serves no blocks and helps others to be reached; else like an :class:`Announcement`.
+
+    Args:
+        peer: Who claims.
+        sequence: As there.
+        ttl_s: As there.
+        addresses: Where to dial it.
+        version: The release of Corolla that it runs.
+        name: What its owner calls it; for people only.
+        membership: As there.
+    """
+
+    peer: _PeerId
+    sequence: _Count
+    ttl_s: Annotated[float, Meta(gt=0, le=3600)]
+    addresses: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=16)]
+    version: _Name = ""
+    name: _Name = ""
+    membership: Annotated[bytes, Meta(max_length=512)] = b""
+
+
+Claim = Announcement | RelayOffer
+"""What a peer may say of itself to all others."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,10 +214,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         announcements: At most one for each peer.
+        relay_offers: Of peers that serve no blocks; servers say so in their announcements.
         age_s: Seconds since the directory was last known to be in step with the swarm.
     """
 
     announcements: tuple[Announcement, ...]
+    relay_offers: tuple[RelayOffer, ...] = ()
     age_s: float = 0.0
 
 

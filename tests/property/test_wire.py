@@ -10,25 +10,38 @@ from hypothesis import strategies as st
 from corolla.errors import Error, FrameTooLarge, PeerOutdated, RemoteProtocolError, revive
 from corolla.terms import Span
 from corolla.wire import (
+    Accept,
     Ack,
     Backward,
     Closed,
     CloseSession,
+    Connect,
+    Connected,
+    DialBack,
+    DialedBack,
     Done,
     Failure,
     Forward,
     FrameDecoder,
     Gradients,
     Greeting,
+    Incoming,
     Message,
+    Observe,
+    Observed,
     OpenSession,
     Output,
     Ping,
     Pong,
     Publish,
+    Punch,
+    Punched,
+    ReachMessage,
     Reconcile,
     Reconciled,
     Record,
+    Reserve,
+    Reserved,
     SessionOpened,
     SessionState,
     Step,
@@ -56,6 +69,10 @@ TIMING = st.builds(Timing, SECONDS, SECONDS)
 RECORD = st.builds(Record, st.binary(max_size=64), st.binary(min_size=64, max_size=64), SECONDS)
 
 
+TICKET = st.binary(min_size=16, max_size=16)
+KNOCKS = st.lists(NAME, max_size=2).map(tuple)
+
+
 def some(element, least=0):
     return st.lists(element, min_size=least, max_size=4).map(tuple)
 
@@ -66,7 +83,7 @@ def tensors(least, most=4):
 
 RAW = st.none() | st.binary(max_size=16)
 RUN = {"model": MODEL, "span": SPAN, "codec": NAME, "attention_mask": RAW, "position_ids": RAW, "taps": some(COUNT)}
-PLAIN = (Ack, Ping, Pong, CloseSession, Closed, Subscribe)
+PLAIN = (Ack, Ping, Pong, CloseSession, Closed, Subscribe, Observe, Reserve, Reserved, Connected)
 MESSAGES = {
     **{kind: st.builds(kind) for kind in PLAIN},
     Failure: st.builds(Failure, code=NAME, message=st.text(max_size=64), retry_after_s=st.none() | SECONDS),
@@ -94,6 +111,14 @@ MESSAGES = {
     Reconcile: st.builds(Reconcile, digest=st.dictionaries(PEER, COUNT, max_size=4)),
     Reconciled: st.builds(Reconciled, records=some(RECORD), wanted=some(PEER)),
     Publish: st.builds(Publish, records=some(RECORD), is_whole=st.booleans()),
+    Observed: st.builds(Observed, host=st.text(max_size=64), port=st.integers(0, 65535), unix_s=SECONDS),
+    DialBack: st.builds(DialBack, port=st.integers(1, 65535)),
+    DialedBack: st.builds(DialedBack, address=NAME, is_reached=st.booleans(), problem=NAME),
+    Incoming: st.builds(Incoming, ticket=TICKET, peer=PEER),
+    Connect: st.builds(Connect, peer=PEER),
+    Accept: st.builds(Accept, ticket=TICKET),
+    Punch: st.builds(Punch, addresses=KNOCKS),
+    Punched: st.builds(Punched, addresses=KNOCKS),
 }
 ANY = st.one_of(*MESSAGES.values())
 FRAME = st.tuples(
@@ -103,7 +128,7 @@ PROTOCOL_ERRORS = (RemoteProtocolError, PeerOutdated, FrameTooLarge)
 
 
 def test_there_is_a_strategy_for_every_message():
-    assert set(MESSAGES) == set(Message.__subclasses__())
+    assert set(MESSAGES) == {*Message.__subclasses__(), *ReachMessage.__subclasses__()} - {ReachMessage}
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)

@@ -19,14 +19,14 @@ from corolla.cli.signals import catch_signals
 from corolla.engine import EngineConfig
 from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
-from corolla.swarm import SwarmConfig
+from corolla.swarm import RelayConfig, SwarmConfig
 from corolla.telemetry import configure_logging
 
 __all__ = ["serve"]
 
 
 @command(
-    sections=("server", "engine", "swarm", "hub", "parent"),
+    sections=("server", "engine", "swarm", "relay", "hub", "parent"),
     flags=(
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
@@ -42,6 +42,7 @@ __all__ = ["serve"]
         Flag("server.announce"),
         Flag("server.identity"),
         Flag("server.name"),
+        Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
         Flag("output.log_level"),
@@ -72,6 +73,7 @@ def serve(settings: Settings) -> int:
         engine=settings.get(EngineConfig),
         swarm=settings.get(SwarmConfig),
         hub=settings.get(HubConfig),
+        relay=settings.get(RelayConfig),
     )
     run = _Run(server, Output(config), until_eof=parent.until_eof)
     if not parent.until_eof:

@@ -45,6 +45,8 @@ SECTIONS = {
     "server": "corolla.server:ServerConfig",
     "engine": "corolla.engine:EngineConfig",
     "swarm": "corolla.swarm:SwarmConfig",
+    "relay": "corolla.swarm:RelayConfig",
+    "light": "corolla.swarm:LightConfig",
     "hub": "corolla.hub:HubConfig",
     "client": "corolla.client:ClientConfig",
     "chat": "corolla.cli.config:ChatConfig",

@@ -40,6 +40,7 @@ from corolla.swarm import (
     SwarmConfig,
     TlsTransport,
     Watcher,
+    dial_through_relays,
     spread_revocations,
 )
 from corolla.swarm.transport import Transport
@@ -81,7 +82,9 @@ class AsyncSwarm:
         self._swarm_config = swarm_config or SwarmConfig()
         identity = Identity.generate()  # a client needs no name that lasts
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
-        self._endpoint = Endpoint(identity, [make(identity)], self._swarm_config)
+        own = make(identity)
+        self._endpoint = Endpoint(identity, [own], self._swarm_config)
+        self._upgrades = dial_through_relays(self._endpoint, own)
         membership = self._endpoint.membership
         directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
         contacts = Contacts([*peers, *(membership.invite.peers if membership else ())])
@@ -117,6 +120,8 @@ class AsyncSwarm:
                 raise self._failure
             tasks.start_soon(measure_often, self._pings, self._worth_measuring, self.blame)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self.snapshot, rng=random.Random()))
+            if self._upgrades is not None:
+                tasks.start_soon(self._upgrades.run)
             self._stack = stack.pop_all()
 
     async def __aexit__(

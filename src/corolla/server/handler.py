@@ -15,7 +15,7 @@ import torch
 from corolla.codec import check_preference, decode, encode
 from corolla.engine import Engine, Result, SessionRows
 from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired, SwarmError, UsageError
-from corolla.swarm import Channel, Gossip, check_may_use
+from corolla.swarm import Channel, Gossip, Reach, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
@@ -26,6 +26,7 @@ from corolla.wire import (
     Gradients,
     OpenSession,
     Output,
+    ReachMessage,
     SessionOpened,
     SessionState,
     Step,
@@ -44,13 +45,15 @@ class Handler:
     Args:
         gossip: What answers the swarm's own messages.
         lease_s: A session that says nothing for so long is ended.
+        reach: What answers who wants to be reached; ``None`` for nobody.
 
     Attributes:
         is_draining: Whether new sessions are turned away.
     """
 
-    def __init__(self, gossip: Gossip, *, lease_s: float) -> None:
+    def __init__(self, gossip: Gossip, *, lease_s: float, reach: Reach | None = None) -> None:
         self._gossip = gossip
+        self._reach = reach
         self._lease_s = lease_s
         self._served: tuple[Engine, ModelId] | None = None
         self.is_draining = False
@@ -78,6 +81,8 @@ class Handler:
                     await self._serve_session(channel, message)
                 case Forward() | Backward() as message:
                     await self._serve_request(channel, message, received.payload, received.deadline_s)
+                case ReachMessage() as message if self._reach is not None:
+                    await self._reach.handle(channel, message)
                 case message:
                     await self._gossip.handle(channel, message)
 

@@ -28,6 +28,9 @@ from corolla.swarm import (
     Endpoint,
     Gossip,
     Identity,
+    Reach,
+    RelayConfig,
+    RelayLoad,
     SwarmConfig,
     TlsTransport,
     Topic,
@@ -55,6 +58,7 @@ class Server:
         engine: How to compute.
         swarm: How to talk to the swarm.
         hub: Where models are kept.
+        relay: What to do for peers that cannot be dialled.
         transport: How bytes travel; ``None`` for TLS over TCP.
 
     Attributes:
@@ -71,6 +75,7 @@ class Server:
         engine: EngineConfig | None = None,
         swarm: SwarmConfig | None = None,
         hub: HubConfig | None = None,
+        relay: RelayConfig | None = None,
         transport: Callable[[Identity], Transport] | None = None,
     ) -> None:
         self.config = config
@@ -86,11 +91,17 @@ class Server:
             membership.check_may_serve()
         invited_to = membership.invite.peers if membership and not config.new_swarm else ()
         self._contacts = Contacts([*config.peers, *invited_to])
-        self._gossip = Gossip(
+        rng = random.Random()
+        directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
+        self._gossip = Gossip(self._endpoint, directory, self._contacts, rng=rng)
+        self._relay_config = relay or RelayConfig()
+        self._reach = Reach(
             self._endpoint,
-            Directory(self._swarm_config, admits=membership.admits if membership else None),
-            self._contacts,
-            rng=random.Random(),
+            self._transport,
+            self._relay_config,
+            snapshot=self._gossip.snapshot,
+            contacts=self._contacts,
+            rng=rng,
         )
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
@@ -120,6 +131,11 @@ class Server:
     def load(self) -> Load | None:
         """How busy this server is; ``None`` before it can compute."""
         return None if self._engine is None else self._engine.load
+
+    @property
+    def relay_load(self) -> RelayLoad | None:
+        """What this server does for peers that cannot be dialled; ``None`` if it is no relay."""
+        return self._reach.relay_load
 
     def stop(self) -> None:
         """Ask the server to drain and leave. Doing it twice does no harm."""
@@ -155,9 +171,11 @@ class Server:
         async with self._endpoint, meeting, anyio.create_task_group() as tasks:
             announce = tuple(Address(address) for address in self.config.announce)
             scheme = self._transport.scheme
-            await self._endpoint.listen(scheme, self.config.host, self.config.port, announce=announce)
+            listener = await self._endpoint.listen(scheme, self.config.host, self.config.port, announce=announce)
+            if not announce:
+                self._reach.watch(listener, self.config.host)
             await reach("listening")
-            handler = Handler(self._gossip, lease_s=self.config.lease_s)
+            handler = Handler(self._gossip, lease_s=self.config.lease_s, reach=self._reach)
             tasks.start_soon(self._endpoint.serve, handler.serve)
             model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             topic = Topic(self.swarm_id, model.repository.model_id)
@@ -168,6 +186,7 @@ class Server:
             tasks.start_soon(self._gossip.run)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self._gossip.snapshot, rng=random.Random()))
             tasks.start_soon(self._successors.run)
+            tasks.start_soon(self._reach.run, self._gossip.move)
             await reach("joined")
             span = await self._claim(model)
             await reach("claimed")
@@ -245,5 +264,6 @@ class Server:
             bytes_per_s=self._successors.bytes_per_s,
             version=__version__,
             name=self.config.name,
+            is_relay=self._relay_config.enabled,
         )
         await self._gossip.announce(announcement)

@@ -6,7 +6,7 @@ Knows messages as far as it must carry them; knows no tensor, no model's files, 
 from corolla.swarm.address import format_address, parse_address, split_address
 from corolla.swarm.admission import check_may_use
 from corolla.swarm.channel import Channel, Received
-from corolla.swarm.config import SwarmConfig
+from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
 from corolla.swarm.contacts import Contact, Contacts
 from corolla.swarm.directory import Directory, Verdict
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
@@ -14,9 +14,12 @@ from corolla.swarm.gossip import Gossip
 from corolla.swarm.identity import Identity, public_key_of, verify
 from corolla.swarm.invite import Grant, Invite
 from corolla.swarm.lan import LocalNetwork, Neighbour, is_loopback
+from corolla.swarm.light import LightPeer
 from corolla.swarm.membership import Membership, Revocations
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
 from corolla.swarm.pings import Pings
+from corolla.swarm.reach import Reach, dial_through_relays
+from corolla.swarm.relay import RelayLoad
 from corolla.swarm.rendezvous import Topic
 from corolla.swarm.spreading import spread_revocations
 from corolla.swarm.tls import TlsTransport
@@ -34,6 +37,8 @@ __all__ = [
     "Grant",
     "Identity",
     "Invite",
+    "LightConfig",
+    "LightPeer",
     "Listener",
     "LocalNetwork",
     "Membership",
@@ -42,7 +47,10 @@ __all__ = [
     "Neighbour",
     "Path",
     "Pings",
+    "Reach",
     "Received",
+    "RelayConfig",
+    "RelayLoad",
     "Revocations",
     "Stream",
     "StreamHandler",
@@ -53,6 +61,7 @@ __all__ = [
     "Verdict",
     "Watcher",
     "check_may_use",
+    "dial_through_relays",
     "format_address",
     "is_loopback",
     "parse_address",

@@ -15,7 +15,7 @@ from corolla.errors import (
     PeerTimeout,
     RemoteProtocolError,
 )
-from corolla.swarm.transport import Stream
+from corolla.swarm.transport import Ends, Path, Stream
 from corolla.wire import (
     Buffer,
     Failure,
@@ -110,6 +110,31 @@ class Channel:
         """Whether another conversation can begin: all messages were answered, none is under way, nothing has failed."""
         is_even = self._sent == self._received and self._decoder.is_between_frames
         return is_even and not self._busy and not self._broken and self._stream.is_quiet
+
+    @property
+    def path(self) -> Path:
+        """How the bytes travel."""
+        return self._stream.path
+
+    @property
+    def ends(self) -> Ends | None:
+        """Between which ends the bytes travel, if straight over an IP network."""
+        return self._stream.ends
+
+    def release(self) -> tuple[Stream, bytes]:
+        """Give up the stream, on which no messages follow: for raw bytes.
+
+        Returns:
+            The stream, which :meth:`aclose` still closes, and the raw bytes that have come already.
+
+        Raises:
+            InternalError: If it is in use, or broken.
+        """
+        if self._busy or self._broken:
+            raise InternalError(f"the channel to peer {self.peer[:8]} cannot be released: it is in use, or broken")
+        self._broken |= {"send", "receive"}
+        self._frames = iter(())
+        return self._stream, self._decoder.take_rest()
 
     async def send(self, message: Message, payload: Sequence[Buffer] = (), *, deadline_s: float | None = None) -> None:
         """Send a message.

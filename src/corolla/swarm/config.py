@@ -1,10 +1,11 @@
 """The settings of the swarm room: defaults, units and help in one frozen type. Reads no file and no environment."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from corolla.errors import ConfigError
 
-__all__ = ["SwarmConfig"]
+__all__ = ["LightConfig", "RelayConfig", "SwarmConfig"]
 
 
 def _setting(default: float, unit: str, text: str) -> float:
@@ -65,6 +66,8 @@ class SwarmConfig:
     lan_interface: str | None = field(
         default=None, metadata={"help": "Address of the one interface to use for that; default: all but loopback."}
     )
+    relays: int = _limit(2, "relays", "Relays through which this peer can be reached, if it cannot be dialled.")
+    reach_check_s: float = _setting(60.0, "s", "Find out again this often whether this peer can be dialled.")
     max_remembered: int = _limit(64, "peers", "Peers written down for the next start.")
 
     def __post_init__(self) -> None:
@@ -82,3 +85,55 @@ class SwarmConfig:
             )
         if self.max_peers > 16384:
             raise ConfigError(f"max_peers is {self.max_peers}; one digest holds 16384 at most")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightConfig:
+    """Where a peer that serves no blocks listens, and which swarm it belongs to."""
+
+    host: str = field(default="0.0.0.0", metadata={"help": "network interface to listen on"})
+    port: int = field(default=31330, metadata={"help": "port to listen on; 0 for any that is free"})
+    announce: tuple[str, ...] = field(
+        default=(), metadata={"help": "addresses to tell others instead of those that were found"}
+    )
+    peers: tuple[str, ...] = field(
+        default=(), metadata={"help": "addresses of peers of the swarm to join; none starts a new swarm"}
+    )
+    identity: Path | None = field(
+        default=None, metadata={"help": "file with the peer's key, made if it is not there; default: a new key"}
+    )
+    name: str = field(default="", metadata={"help": "how others see this peer; for people only"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """How much this peer does for others who cannot be dialled. What it passes on it cannot read.
+
+    Raises:
+        ConfigError: If a number is not positive.
+    """
+
+    enabled: bool = field(default=False, metadata={"help": "be a relay for peers that cannot be dialled"})
+    max_peers: int = field(default=128, metadata={"help": "peers that can be reached through it", "unit": "peers"})
+    max_streams: int = field(default=512, metadata={"help": "streams that it joins at once", "unit": "streams"})
+    max_streams_per_peer: int = field(
+        default=64, metadata={"help": "the same for one peer or one address, on either side", "unit": "streams"}
+    )
+    second_bytes: int | None = field(
+        default=None, metadata={"help": "passed on at most in a second; default: no limit", "unit": "bytes"}
+    )
+    day_bytes: int | None = field(
+        default=None, metadata={"help": "passed on at most in 24 hours; default: no limit", "unit": "bytes"}
+    )
+    accept_s: float = field(
+        default=10.0, metadata={"help": "how long a peer may take to answer who wants to reach it", "unit": "seconds"}
+    )
+    idle_s: float = field(
+        default=900.0, metadata={"help": "a joined stream that says nothing for so long is ended", "unit": "seconds"}
+    )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value is not None and not isinstance(value, bool) and not value > 0:
+                raise ConfigError(f"{setting.name} is {value}; it must be above 0 {setting.metadata['unit']}")

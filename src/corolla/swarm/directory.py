@@ -19,7 +19,7 @@ import msgspec
 from corolla.errors import FrameTooLarge
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.identity import Identity, verify
-from corolla.terms import Announcement, ModelId, PeerId, Snapshot
+from corolla.terms import Announcement, Claim, ModelId, PeerId, RelayOffer, Snapshot
 from corolla.wire import Record
 from corolla.wire.limits import MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, MAX_RECORDS
 
@@ -33,12 +33,12 @@ _CONTEXT: Final = b"corolla announcement 1\0"  # signed along, so that no other 
 _BATCH_BYTES: Final = MAX_MESSAGE_BYTES - MAX_RECORD_BYTES
 _RECORD_OVERHEAD_BYTES: Final = 96  # signature, age and their tags
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Announcement)
+_DECODER: Final[msgspec.msgpack.Decoder[Claim]] = msgspec.msgpack.Decoder(Announcement | RelayOffer)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    announcement: Announcement
+    announcement: Claim
     body: bytes
     signature: bytes
     made_s: float
@@ -66,9 +66,7 @@ class Directory:
         verdicts: How many records were merged with which verdict.
     """
 
-    def __init__(
-        self, config: SwarmConfig | None = None, *, admits: Callable[[Announcement], bool] | None = None
-    ) -> None:
+    def __init__(self, config: SwarmConfig | None = None, *, admits: Callable[[Claim], bool] | None = None) -> None:
         self._admits = admits
         self._config = SwarmConfig() if config is None else config
         self._entries: dict[PeerId, _Entry] = {}
@@ -92,7 +90,7 @@ class Directory:
         self.verdicts[verdict] += 1
         return verdict
 
-    def announce(self, announcement: Announcement, identity: Identity, now_s: float) -> Record:
+    def announce(self, announcement: Claim, identity: Identity, now_s: float) -> Record:
         """Sign this peer's own announcement and put it into the directory.
 
         Args:
@@ -174,13 +172,12 @@ class Directory:
             model: Only those of this model; ``None`` for all.
             age_s: How long ago the directory was in step with the swarm, to be passed on.
         """
-        alive = (entry.announcement for entry in self._entries.values() if entry.expires_s > now_s)
-        chosen = tuple(
-            announcement
-            for announcement in alive
-            if model in (None, announcement.model) and self._may_serve(announcement)  # perhaps revoked since
-        )
-        return Snapshot(announcements=chosen, age_s=age_s)
+        alive = [entry.announcement for entry in self._entries.values() if entry.expires_s > now_s]
+        members = [claim for claim in alive if self._may_serve(claim)]  # perhaps revoked since
+        servers = (claim for claim in members if isinstance(claim, Announcement))
+        chosen = tuple(announcement for announcement in servers if model in (None, announcement.model))
+        offers = tuple(claim for claim in members if isinstance(claim, RelayOffer))
+        return Snapshot(announcements=chosen, relay_offers=offers, age_s=age_s)
 
     def expire(self, now_s: float) -> None:
         """Forget what has been expired for so long that no copy can hold it any more."""
@@ -198,9 +195,10 @@ class Directory:
             announcement = _DECODER.decode(record.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
             return "malformed"
-        spans = (announcement.span, announcement.next_span or announcement.span)
-        if any(span.stop > announcement.num_blocks for span in spans):
-            return "malformed"
+        if isinstance(announcement, Announcement):
+            spans = (announcement.span, announcement.next_span or announcement.span)
+            if any(span.stop > announcement.num_blocks for span in spans):
+                return "malformed"
         entry = _Entry(announcement, record.body, record.signature, now_s - record.age_s, self._revision + 1)
         known = self._entries.get(announcement.peer)
         if known is not None and entry.rank <= known.rank:
@@ -218,7 +216,7 @@ class Directory:
         self._entries[announcement.peer] = entry
         return "new" if entry.expires_s > now_s else "expired"
 
-    def _may_serve(self, announcement: Announcement) -> bool:
+    def _may_serve(self, announcement: Claim) -> bool:
         return self._admits is None or self._admits(announcement)
 
     def _has_room(self, now_s: float) -> bool:

@@ -51,6 +51,7 @@ class Endpoint:
 
     Attributes:
         membership: Its place in a private swarm, if the config has an invite; ``None`` in a public one.
+        on_use: Called with every channel that :meth:`channel` gives, and the addresses of its peer.
 
     Raises:
         ConfigError: If two transports claim the same addresses.
@@ -72,6 +73,7 @@ class Endpoint:
         self._answering: dict[Channel, anyio.CancelScope] = {}
         self._tasks: TaskGroup | None = None
         self._is_open = False
+        self.on_use: Callable[[Channel, Sequence[Address]], None] | None = None
 
     def __repr__(self) -> str:
         return f"Endpoint({self.peer_id[:8]}, {', '.join(self.addresses) or 'not listening'})"
@@ -104,7 +106,15 @@ class Endpoint:
         """Where this peer can be dialled; empty if it does not listen."""
         return tuple(address for listener in self._listeners for address in listener.addresses)
 
-    async def listen(self, scheme: str, host: str, port: int, *, announce: Sequence[Address] = ()) -> None:
+    def add_transport(self, transport: Transport) -> None:
+        """Have another way to reach others, for addresses of its scheme."""
+        self._transports = {**self._transports, transport.scheme: transport}
+
+    def add_listener(self, listener: Listener) -> None:
+        """Have another ear; a later :meth:`serve` answers it."""
+        self._listeners.append(listener)
+
+    async def listen(self, scheme: str, host: str, port: int, *, announce: Sequence[Address] = ()) -> Listener:
         """Open an ear; a later :meth:`serve` answers it.
 
         Args:
@@ -113,10 +123,15 @@ class Endpoint:
             port: Which port; 0 for any that is free.
             announce: What to give as addresses instead of what is found.
 
+        Returns:
+            The ear.
+
         Raises:
             ConfigError: If it cannot listen there; says why and what helps.
         """
-        self._listeners.append(await self._transport(scheme).listen(host, port, announce=announce))
+        listener = await self._transport(scheme).listen(host, port, announce=announce)
+        self.add_listener(listener)
+        return listener
 
     async def serve(self, handler: ChannelHandler) -> None:
         """Answer all ears until cancelled: each channel that a peer opens is handled in a task of its own.
@@ -157,6 +172,8 @@ class Endpoint:
         channel = await self._take_idle(peer) or await self._open(peer, addresses)
         is_done = False
         try:
+            if self.on_use is not None:
+                self.on_use(channel, addresses)
             yield channel
             is_done = True
         finally:
@@ -176,7 +193,10 @@ class Endpoint:
         await self._close(await self._open(peer, addresses))
 
     async def _open(self, peer: PeerId | None, addresses: Sequence[Address]) -> Channel:
-        channel = Channel(await self._dial(peer, addresses))
+        return await self._enter(await self._dial(peer, addresses))
+
+    async def _enter(self, stream: Stream) -> Channel:
+        channel = Channel(stream)
         self._opened.add(channel)
         if self.membership is not None:
             try:
@@ -191,6 +211,23 @@ class Endpoint:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
 
+    async def adopt(self, stream: Stream) -> None:
+        """Keep a stream to a peer, opened elsewhere, for the next use of it.
+
+        Args:
+            stream: The stream, which belongs to this endpoint from now on.
+
+        Raises:
+            Error: If the two are not in one swarm, as for :meth:`channel`.
+        """
+        channel = await self._enter(stream)
+        if not self._keep_idle(channel):
+            await self._close(channel)
+
+    def has_direct(self, peer: PeerId) -> bool:
+        """Say whether an idle channel to a peer that needs no relay is at hand."""
+        return any(entry.channel.path == "direct" for entry in self._idle.get(peer, ()))
+
     def _transport(self, scheme: str) -> Transport:
         if scheme not in self._transports:
             known = ", ".join(sorted(self._transports)) or "none"
@@ -200,7 +237,10 @@ class Endpoint:
     async def _take_idle(self, peer: PeerId | None) -> Channel | None:
         idle = self._idle.get(peer) if peer is not None else None
         while idle:
-            channel = idle.pop().channel  # the one used last: the likeliest to live
+            # The one used last is the likeliest to live; any that needs no relay comes first.
+            best = max(range(len(idle)), key=lambda index: (idle[index].channel.path != "relayed", index))
+            channel = idle[best].channel
+            del idle[best]
             if channel.is_reusable:
                 return channel
             await self._close(channel)

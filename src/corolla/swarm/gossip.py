@@ -20,7 +20,7 @@ from corolla.swarm.channel import Channel
 from corolla.swarm.contacts import Contact, Contacts
 from corolla.swarm.directory import Directory
 from corolla.swarm.endpoint import Endpoint
-from corolla.terms import Announcement, ModelId, Snapshot
+from corolla.terms import Address, Announcement, Claim, ModelId, Snapshot
 from corolla.wire import Ack, Greeting, Message, Ping, Pong, Publish, Reconcile, Reconciled, Record, Subscribe
 
 __all__ = ["Gossip", "merge_records"]
@@ -47,7 +47,7 @@ class Gossip:
         self._directory = directory
         self._contacts = contacts
         self._rng = rng
-        self._own: Announcement | None = None
+        self._own: Claim | None = None
         self._announced_s = 0.0
         self._in_step_s: float | None = None
         self._pushed_revision = 0
@@ -95,7 +95,7 @@ class Gossip:
                 + "; ".join(problems)
             )
 
-    async def announce(self, announcement: Announcement) -> None:
+    async def announce(self, announcement: Claim) -> None:
         """Say something new of this peer to the swarm; it is refreshed until :meth:`leave`.
 
         Args:
@@ -113,12 +113,24 @@ class Gossip:
         self._directory.announce(self._own, self._endpoint.identity, self._announced_s)
         self._ring()
 
+    async def move(self, addresses: tuple[Address, ...]) -> None:
+        """Tell the swarm that this peer is reached elsewhere now, if it has said anything of itself.
+
+        Args:
+            addresses: Where.
+        """
+        if self._own is not None and self._own.addresses != addresses:
+            await self.announce(msgspec.structs.replace(self._own, addresses=addresses))
+
     async def leave(self) -> None:
         """Tell everyone that this peer is gone, as far as they can be told within one request's deadline."""
         if self._own is None:
             return
         revision = self._directory.revision
-        await self.announce(msgspec.structs.replace(self._own, state="draining", ttl_s=_FAREWELL_S))
+        farewell = msgspec.structs.replace(self._own, ttl_s=_FAREWELL_S)
+        if isinstance(farewell, Announcement):
+            farewell = msgspec.structs.replace(farewell, state="draining")
+        await self.announce(farewell)
         self._own = None
         self._pushed_revision = self._directory.revision  # :meth:`run` need not push it as well
         with anyio.move_on_after(self._config.request_s):

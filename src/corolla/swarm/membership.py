@@ -17,7 +17,7 @@ from msgspec import Meta
 from corolla.errors import NotAMember, PeerStranger, RemoteProtocolError, UsageError
 from corolla.swarm.identity import Identity, verify
 from corolla.swarm.invite import Grant, Invite, InviteId, SwarmId, describe_time
-from corolla.terms import PEER_ID_PATTERN, Announcement, PeerId
+from corolla.terms import PEER_ID_PATTERN, Claim, PeerId
 from corolla.wire.limits import MAX_PROOF_BYTES
 
 __all__ = ["Membership", "Revocations"]
@@ -199,7 +199,7 @@ class Membership:
             raise PeerStranger(f"peer {peer[:8]} is no member of swarm {self.swarm[:8]}: {grant}", peer=peer)
         return grant
 
-    def admits(self, announcement: Announcement) -> bool:
+    def admits(self, announcement: Claim) -> bool:
         """Say whether an announcement is that of a member who may serve."""
         grant = self.judge(announcement.peer, announcement.membership)
         return not isinstance(grant, str) and grant.allows_serving

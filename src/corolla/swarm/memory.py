@@ -196,6 +196,11 @@ class MemoryStream:
         return "memory"
 
     @property
+    def ends(self) -> None:
+        """There is no network."""
+        return None
+
+    @property
     def is_quiet(self) -> bool:
         """Whether the stream stands and nothing waits to be received."""
         return not self._is_closed and self._incoming.is_empty and not self._outgoing.is_broken

@@ -18,8 +18,9 @@ from anyio import to_thread
 from corolla.errors import ConfigError, InternalError
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.race import race
+from corolla.swarm.transport import Ends, Spot
 
-__all__ = ["TcpListener", "TcpPipe", "connect_pipe", "find_local_hosts"]
+__all__ = ["TcpListener", "TcpPipe", "connect_pipe", "connect_spot", "find_local_hosts", "share_port"]
 
 BUFFER_BYTES: Final = 1 << 18
 """Received bytes kept for a pipe before the kernel is made to hold the sender back; sent ones before a sender waits."""
@@ -91,6 +92,11 @@ class TcpPipe(asyncio.Protocol):
         """Whether the connection stands and no received byte or end waits here."""
         return not (self._is_closed or self._is_lost.is_set() or self._is_at_end or self._received)
 
+    @property
+    def ends(self) -> Ends:
+        """Between which ends the connection is."""
+        return Ends(_spot(self._open.get_extra_info("sockname")), _spot(self._open.get_extra_info("peername")))
+
     async def receive(self) -> bytes:
         """Wait for bytes and take all that are there, at most about twice ``BUFFER_BYTES``; none at the end.
 
@@ -131,7 +137,7 @@ class TcpPipe(asyncio.Protocol):
                 self._sender = None
             self._check()
 
-    def send_eof(self) -> None:
+    async def send_eof(self) -> None:
         """Say that no more bytes follow, once all are sent.
 
         Raises:
@@ -283,32 +289,74 @@ async def connect_pipe(host: str, port: int, config: SwarmConfig) -> TcpPipe:
     Raises:
         OSError: If it cannot be resolved or does not answer.
     """
-    loop = asyncio.get_running_loop()
     problems: list[OSError] = []
 
-    async def attempt(found: str) -> TcpPipe | None:
+    async def attempt(family: socket.AddressFamily, place: tuple[str, int]) -> TcpPipe | None:
         try:
-            _, pipe = await loop.create_connection(TcpPipe, found, port)
+            return await _connect(family, place, config)
         except OSError as error:
             problems.append(error)
             return None
-        try:
-            pipe.tune(config)
-        except OSError as error:
-            problems.append(error)
-            pipe.abort()
-            return None
-        return pipe
 
     try:
         resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except ValueError as error:  # remote peers may announce any text
         raise OSError(f"{host!r} is not the name of a host") from error
-    attempts = [partial(attempt, str(place[0])) for _, _, _, _, place in resolved]
+    attempts = [partial(attempt, family, place[:2]) for family, _, _, _, place in resolved]
     pipe = await race(attempts, config.race_delay_s, lambda pipe: pipe.aclose(flush=False))
     if pipe is None:
         raise problems[0] if problems else OSError(f"{host} has no address")
     return pipe
+
+
+async def connect_spot(spot: Spot, config: SwarmConfig, *, here: Spot) -> TcpPipe:
+    """Connect from a port that other connections of this process use, too.
+
+    Args:
+        spot: Where to.
+        config: The limits.
+        here: From where; its port was shared with :func:`share_port`, as those of all dialled connections are.
+
+    Raises:
+        OSError: If it does not answer, or the port cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in spot.host else socket.AF_INET
+    return await _connect(family, spot, config, here=here)
+
+
+def share_port(unbound: socket.socket) -> None:
+    """Let other sockets of this account use a socket's port as well, which is how routers are made to let peers in."""
+    unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+async def _connect(
+    family: socket.AddressFamily, place: tuple[str, int], config: SwarmConfig, *, here: Spot | None = None
+) -> TcpPipe:
+    loop = asyncio.get_running_loop()
+    dialled = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        dialled.setblocking(False)
+        share_port(dialled)
+        if here is not None:
+            dialled.bind(here)
+        await loop.sock_connect(dialled, place)
+    except BaseException:
+        dialled.close()
+        raise
+    _, pipe = await loop.create_connection(TcpPipe, sock=dialled)
+    try:
+        pipe.tune(config)
+    except OSError:
+        pipe.abort()
+        raise
+    return pipe
+
+
+def _spot(place: tuple[str, int] | None) -> Spot:
+    host, port = ("", 0) if place is None else place[:2]
+    return Spot(host.removeprefix("::ffff:").partition("%")[0], port)
 
 
 def find_local_hosts(host: str) -> tuple[str, ...]:

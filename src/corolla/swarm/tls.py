@@ -24,7 +24,8 @@ from corolla.swarm.config import SwarmConfig
 from corolla.swarm.credentials import MAX_CERTIFICATE_BYTES, Credentials, peer_of
 from corolla.swarm.identity import Identity, read_certificate
 from corolla.swarm.tcp import TcpListener, TcpPipe, connect_pipe, find_local_hosts
-from corolla.swarm.transport import Path, StreamHandler
+from corolla.swarm.transport import Ends, Path, StreamHandler
+from corolla.swarm.tunnel import Pipe
 from corolla.terms import Address, PeerId
 
 __all__ = ["TlsListener", "TlsStream", "TlsTransport"]
@@ -37,7 +38,7 @@ _PIECE_BYTES: Final = 1 << 17  # encrypted at once when sending: bounds the memo
 
 
 class TlsStream:
-    """A :class:`~corolla.swarm.transport.Stream` over a :class:`~corolla.swarm.tcp.TcpPipe`.
+    """A :class:`~corolla.swarm.transport.Stream` over a TCP connection, or over another stream.
 
     Args:
         pipe: The connection.
@@ -46,7 +47,7 @@ class TlsStream:
         received: Bytes of the handshake that have been received already.
     """
 
-    def __init__(self, pipe: TcpPipe, context: ssl.SSLContext, *, is_dialler: bool, received: bytes = b"") -> None:
+    def __init__(self, pipe: Pipe, context: ssl.SSLContext, *, is_dialler: bool, received: bytes = b"") -> None:
         self._pipe = pipe
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -61,8 +62,13 @@ class TlsStream:
 
     @property
     def path(self) -> Path:
-        """How the bytes travel: always direct."""
-        return "direct"
+        """How the bytes travel."""
+        return "direct" if isinstance(self._pipe, TcpPipe) else "relayed"
+
+    @property
+    def ends(self) -> Ends | None:
+        """Between which ends the bytes travel, if straight over an IP network."""
+        return self._pipe.ends if isinstance(self._pipe, TcpPipe) else None
 
     @property
     def is_quiet(self) -> bool:
@@ -146,7 +152,7 @@ class TlsStream:
             except ssl.SSLError as error:
                 raise anyio.BrokenResourceError from error
             await self._flush()
-            self._pipe.send_eof()
+            await self._pipe.send_eof()
 
     async def aclose(self) -> None:
         """Close the connection; see :meth:`corolla.swarm.transport.Stream.aclose`."""
@@ -183,6 +189,9 @@ class TlsListener:
         addresses: Where it can be dialled.
         credentials: What to show.
         config: The limits.
+
+    Attributes:
+        addresses: As above; whoever learns better ones sets them.
     """
 
     def __init__(
@@ -195,24 +204,34 @@ class TlsListener:
         self._handshakes = anyio.Semaphore(config.max_handshakes)
         self._connections = 0
 
+    @property
+    def port(self) -> int:
+        """Where it listens on this machine."""
+        return self._listener.port
+
     async def serve(self, handler: StreamHandler) -> None:
         """Accept streams until cancelled; see :meth:`corolla.swarm.transport.Listener.serve`."""
         async with anyio.create_task_group() as tasks:
             while True:
                 pipe = await self._listener.accept()
-                if self._connections >= self._config.max_connections:
-                    _LOG.debug("closed a connection: there are %d already", self._connections)
-                    await pipe.aclose(flush=False)
-                    continue
-                self._connections += 1
-                tasks.start_soon(self._serve_pipe, pipe, handler)
+                tasks.start_soon(self.serve_pipe, pipe, handler)
 
     async def aclose(self) -> None:
         """Stop listening."""
         await self._listener.aclose()
 
-    async def _serve_pipe(self, pipe: TcpPipe, handler: StreamHandler) -> None:
+    async def serve_pipe(self, pipe: Pipe, handler: StreamHandler) -> None:
+        """Do the handshake on a connection, however it was made, and hand it on; in the end it is closed.
+
+        Args:
+            pipe: The connection, which belongs to this call from now on.
+            handler: What to call with the stream.
+        """
+        self._connections += 1
         try:
+            if self._connections > self._config.max_connections:
+                _LOG.debug("closed a connection: there are %d already", self._connections - 1)
+                return
             stream = await self._accept(pipe)
             if stream is not None:
                 try:
@@ -223,7 +242,7 @@ class TlsListener:
             self._connections -= 1
             await pipe.aclose(flush=False)
 
-    async def _accept(self, pipe: TcpPipe) -> TlsStream | None:
+    async def _accept(self, pipe: Pipe) -> TlsStream | None:
         reason = "took too long over the handshake"
         with anyio.move_on_after(self._config.handshake_s):
             try:
@@ -283,27 +302,41 @@ class TlsTransport:
         place = split_address(address)
         if place.scheme != self.scheme:
             raise ConfigError(f"{address} is not an address of the {self.scheme} transport")
-        await self._credentials.prepare()
-        reason = f"no answer within {self._config.handshake_s:g} s"
         with anyio.move_on_after(self._config.handshake_s):
             try:
                 pipe = await connect_pipe(place.host, place.port, self._config)
             except OSError as error:
                 raise PeerUnreachable(f"{address}: {error.strerror or error}", peer=peer) from error
-            try:
-                return await self._shake_hands(pipe, peer)
-            except RemoteProtocolError as error:
-                await pipe.aclose(flush=False)
-                raise PeerUnreachable(f"{address}: {error.message}", peer=peer) from error
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                await pipe.aclose(flush=False)
-                raise PeerUnreachable(f"{address}: it hung up during the handshake", peer=peer) from error
-            except BaseException:
-                await pipe.aclose(flush=False)
-                raise
-        raise PeerUnreachable(f"{address}: {reason}", peer=peer)
+            return await self.dial_over(pipe, peer, address)
+        raise PeerUnreachable(f"{address}: no answer within {self._config.handshake_s:g} s", peer=peer)
 
-    async def _shake_hands(self, pipe: TcpPipe, peer: PeerId | None) -> TlsStream:
+    async def dial_over(self, pipe: Pipe, peer: PeerId | None, address: Address) -> TlsStream:
+        """Do the handshake on a connection, however it was made.
+
+        Args:
+            pipe: The connection, which belongs to the stream from now on, and is closed if there will be none.
+            peer: Who must be there; ``None`` for whoever is.
+            address: How to call the other side in an error.
+
+        Raises:
+            PeerUnreachable: If it is another peer, or none; says which.
+        """
+        try:
+            with anyio.fail_after(self._config.handshake_s):
+                await self._credentials.prepare()
+                return await self._shake_hands(pipe, peer)
+        except BaseException as error:
+            await pipe.aclose(flush=False)
+            if isinstance(error, RemoteProtocolError):
+                raise PeerUnreachable(f"{address}: {error.message}", peer=peer) from error
+            if isinstance(error, anyio.BrokenResourceError | anyio.ClosedResourceError):
+                raise PeerUnreachable(f"{address}: it hung up during the handshake", peer=peer) from error
+            if isinstance(error, TimeoutError):
+                reason = f"no answer within {self._config.handshake_s:g} s"
+                raise PeerUnreachable(f"{address}: {reason}", peer=peer) from error
+            raise
+
+    async def _shake_hands(self, pipe: Pipe, peer: PeerId | None) -> TlsStream:
         certificate = self._credentials.certificate
         await pipe.send(_PREAMBLE.pack(_MAGIC, _VERSION, len(certificate)) + certificate)
         stream = TlsStream(pipe, self._credentials.dialling, is_dialler=True)
@@ -313,7 +346,7 @@ class TlsTransport:
         return stream
 
 
-async def _read_preamble(pipe: TcpPipe) -> tuple[bytes, bytes]:
+async def _read_preamble(pipe: Pipe) -> tuple[bytes, bytes]:
     """Take the dialler's certificate off a new connection; give what has come after it as well."""
     received = b""
     needed_bytes = _PREAMBLE.size

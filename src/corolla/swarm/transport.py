@@ -6,14 +6,38 @@ has streams and no connections; what one may want to know of the connection, the
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from corolla.terms import Address, PeerId
 
-__all__ = ["Listener", "Path", "Stream", "StreamHandler", "Transport"]
+__all__ = ["Ends", "Listener", "Path", "Spot", "Stream", "StreamHandler", "Transport"]
 
 Path = Literal["direct", "relayed", "memory"]
 """How the bytes travel: straight to the peer, through a third one, or not at all."""
+
+
+class Spot(NamedTuple):
+    """An end of a connection on an IP network.
+
+    Args:
+        host: An IP address.
+        port: A port.
+    """
+
+    host: str
+    port: int
+
+
+class Ends(NamedTuple):
+    """The two ends of a connection, as this machine sees them; routers in between may show others to the other side.
+
+    Args:
+        here: This side's.
+        there: The other side's.
+    """
+
+    here: Spot
+    there: Spot
 
 
 class Stream(Protocol):
@@ -30,6 +54,10 @@ class Stream(Protocol):
     @property
     def path(self) -> Path:
         """How the bytes travel."""
+
+    @property
+    def ends(self) -> Ends | None:
+        """Between which ends the bytes travel, if straight over an IP network."""
 
     @property
     def is_quiet(self) -> bool:

@@ -122,6 +122,11 @@ class FrameDecoder:
                 del self._buffer[:end]
             yield Frame(message, payload, deadline_ms / 1000 if deadline_ms else None)
 
+    def take_rest(self) -> bytes:
+        """Give up what has come after the last frame: the bytes of whatever follows the frames on this stream."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
+
     def _head(self) -> tuple[int, int, int] | None:
         start = bytes(self._buffer[:5])
         if start[:4] != MAGIC[: len(start)]:

@@ -23,6 +23,8 @@ from corolla.wire.limits import (
     MAX_STEP_TOKENS,
     MAX_TENSORS,
 )
+from corolla.wire.reach import REACH_MESSAGES
+from corolla.wire.root import Message
 
 __all__ = [
     "Ack",
@@ -88,10 +90,6 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
 
     queue_s: _Seconds
     compute_s: _Seconds
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """The root of all messages; the class's name is its tag on the wire."""
 
 
 class Failure(Message, frozen=True, tag=True):
@@ -346,6 +344,7 @@ _CONCRETE = (
     | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
     | Forward | Backward | Gradients
     | Reconcile | Reconciled | Publish | Subscribe
+    | REACH_MESSAGES
 )  # fmt: skip
 _Expected = TypeVar("_Expected", bound=Message)
 _ENCODER = msgspec.msgpack.Encoder()
