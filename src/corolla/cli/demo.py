@@ -39,6 +39,7 @@ _STATES = {
     "claimed": "loading its blocks",
     "loaded": "measuring its speed",
     "online": "online",
+    "moving": "moving to other blocks",
 }
 """What a server is doing when it has told of a stage."""
 

@@ -176,6 +176,8 @@ class _Run:
                 (f"measured {decode:.0f} tokens/s for one session, {prefill:.0f} tokens/s for a prompt", ""),
                 (f"online: serving blocks {server.span} of {server.config.model}; Ctrl-C leaves", "bold green"),
             ]
+        if stage == "moving":
+            return [("moving to blocks that need this server more", "yellow")]
         if stage == "draining":
             return [("leaving: open sessions may finish first; Ctrl-C again leaves at once", "yellow")]
         return [("left the swarm", "")] if stage == "left" else []

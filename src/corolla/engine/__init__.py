@@ -5,7 +5,8 @@ Blocks and pages meet here; neither knows the other. Knows nothing of peers, mes
 
 from corolla.engine.config import EngineConfig
 from corolla.engine.engine import Engine, Load
+from corolla.engine.measure import free_bytes
 from corolla.engine.work import Result, SessionRows
 from corolla.engine.worker import computing_threads
 
-__all__ = ["Engine", "EngineConfig", "Load", "Result", "SessionRows", "computing_threads"]
+__all__ = ["Engine", "EngineConfig", "Load", "Result", "SessionRows", "computing_threads", "free_bytes"]

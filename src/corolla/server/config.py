@@ -54,6 +54,11 @@ class ServerConfig:
         default=0.5,
         metadata={"help": "how long claims of servers that join together may take to spread", "unit": "seconds"},
     )
+    look_s: float = field(
+        default=10.0,
+        metadata={"help": "look this often whether other blocks need this server more", "unit": "seconds"},
+    )
+    stay: bool = field(default=False, metadata={"help": "never move to other blocks; --blocks implies it"})
 
     def __post_init__(self) -> None:
         if self.blocks is not None and self.num_blocks is not None and len(self.blocks) != self.num_blocks:
@@ -64,5 +69,8 @@ class ServerConfig:
             raise ConfigError(
                 f"new_swarm starts a swarm, and peers, {self.peers[0]}, are of one to join; give one of them"
             )
+        for name in ("lease_s", "look_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")

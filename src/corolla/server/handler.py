@@ -67,6 +67,10 @@ class Handler:
         """
         self._served = engine, model
 
+    def release(self) -> None:
+        """Serve nothing until the next :meth:`take_over`."""
+        self._served = None
+
     async def serve(self, channel: Channel) -> None:
         """Answer one stream until the other side ends it.
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from corolla.blocks import (
@@ -12,10 +11,12 @@ from corolla.blocks import (
     FamilyReport,
     block_bytes,
     check_family,
+    hidden_size,
     load_config,
     load_span,
     needed_keys,
 )
+from corolla.engine import free_bytes
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
 from corolla.hub import HubConfig, Progress, Repository, open_repository
 from corolla.routing import choose_span
@@ -65,6 +66,19 @@ class Model:
         """How many blocks it has."""
         return len(self.block_bytes)
 
+    @property
+    def hidden_size(self) -> int:
+        """The width of its hidden states."""
+        return hidden_size(self.config)
+
+    def needed_bytes(self, span: Span) -> int:
+        """Say how much memory some blocks take."""
+        return sum(self.block_bytes[span.start : span.stop])
+
+    def has_room(self, span: Span) -> bool:
+        """Say whether some blocks fit into memory now, beside whatever is loaded already."""
+        return self.needed_bytes(span) <= _WEIGHTS_SHARE * free_bytes(torch.device(self.device))
+
     def choose_span(self, claims: Snapshot, count: int | None = None) -> Span:
         """Choose the blocks that the swarm needs the most, of those that fit.
 
@@ -107,9 +121,9 @@ def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
         raise UsageError(
             f"{config.model} has {len(sizes)} blocks, 0:{len(sizes)}; {config.blocks or wanted} were asked for"
         )
-    free_bytes = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    available_bytes = free_bytes(torch.device(device))
     needed_bytes = _least_bytes(sizes, config.blocks, wanted or 1)
-    room_bytes = free_bytes if wanted else int(free_bytes * _WEIGHTS_SHARE)
+    room_bytes = available_bytes if wanted else int(available_bytes * _WEIGHTS_SHARE)
     if needed_bytes > room_bytes:
         raise SpanTooLarge(
             f"{wanted or 1} blocks of {config.model} in {dtype} need {needed_bytes / 2**30:.1f} GiB, "

@@ -6,21 +6,22 @@ Owns the order of these, and what is announced at each. What a stream is answere
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 
 from corolla import __version__
-from corolla.blocks import BlockSpan, context_tokens
 from corolla.engine import Engine, EngineConfig, Load, computing_threads
-from corolla.errors import ungrouped
+from corolla.errors import CapacityError, ModelError, ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
-from corolla.routing import claims_before
+from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
-from corolla.server.loading import Model, load_blocks, open_model
+from corolla.server.loading import Model, open_model
 from corolla.server.meeting import Meeting
+from corolla.server.rebalancing import Rebalancer
 from corolla.server.successors import Successors
+from corolla.server.tenure import Tenure
 from corolla.swarm import (
     Contact,
     Contacts,
@@ -40,14 +41,18 @@ from corolla.swarm.invite import SwarmId
 from corolla.swarm.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
-from corolla.wire.limits import MAX_STEP_TOKENS
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 __all__ = ["Server", "Stage"]
 
 _LOG = logger(__name__)
 
-Stage = Literal["listening", "joined", "claimed", "loaded", "online", "draining", "left"]
-"""How far a server has come; each stage is told to whoever watches."""
+Stage = Literal["listening", "joined", "claimed", "loaded", "online", "moving", "draining", "left"]
+"""How far a server has come; each stage is told to whoever watches. From ``moving`` it comes to ``online`` again."""
+_SETTLE_MOVE = 4
+"""An announced move has so many times the time of a claim to spread before the server sets out."""
 
 
 class Server:
@@ -105,8 +110,13 @@ class Server:
         )
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
-        self._engine: Engine | None = None
+        self._handler = Handler(self._gossip, lease_s=config.lease_s, reach=self._reach)
         self._model: Model | None = None
+        self._tenure: Tenure | None = None
+        self._engine: Engine | None = None
+        self._loading: Tenure | None = None
+        self._state: ServerState = "joining"
+        self._next_span: Span | None = None
         self.span: Span | None = None
         self.speed: Speed | None = None
         self.met: list[Contact] = []
@@ -175,8 +185,7 @@ class Server:
             if not announce:
                 self._reach.watch(listener, self.config.host)
             await reach("listening")
-            handler = Handler(self._gossip, lease_s=self.config.lease_s, reach=self._reach)
-            tasks.start_soon(self._endpoint.serve, handler.serve)
+            tasks.start_soon(self._endpoint.serve, self._handler.serve)
             model = self._model = await anyio.to_thread.run_sync(self._open_model, report)
             topic = Topic(self.swarm_id, model.repository.model_id)
             self.met = await meeting.look(topic)
@@ -189,20 +198,17 @@ class Server:
             tasks.start_soon(self._reach.run, self._gossip.move)
             await reach("joined")
             span = await self._claim(model)
+            tasks.start_soon(self._refresh)
             await reach("claimed")
-            blocks = await anyio.to_thread.run_sync(load_blocks, model, span, report)
-            await reach("loaded")
-            async with self._make_engine(blocks, model) as engine:
-                self._engine = engine
-                self.speed = await engine.measure()
-                handler.take_over(engine, model.repository.model_id)
-                await self._announce("online")
-                await reach("online")
-                await self._refresh_until_stopped()
-                handler.is_draining = True
-                await self._announce("draining")
-                await reach("draining")
-                await self._drain(engine)
+            life = _Life(tasks, reach, report)
+            await self._serve_span(life, model, span)
+            await self._rebalance_until_stopped(life, model)
+            self._handler.is_draining = True
+            self._next_span = None
+            await self._announce("draining")
+            await reach("draining")
+            if self._tenure is not None:
+                await self._tenure.end(self.config.drain_s)
             await self._gossip.leave()
             tasks.cancel_scope.cancel()
 
@@ -210,9 +216,74 @@ class Server:
         with computing_threads(self._engine_config):  # the test of the family computes
             return open_model(self.config, self._hub_config, report)
 
-    def _make_engine(self, blocks: BlockSpan, model: Model) -> Engine:
-        context = context_tokens(model.config) or MAX_STEP_TOKENS
-        return Engine(blocks, self._engine_config, context_tokens=context)
+    async def _serve_span(self, life: "_Life", model: Model, span: Span) -> None:
+        """Load a span, measure it, and let it take over from whatever was served before."""
+        tenure = Tenure(model, span, self._engine_config)
+        self._loading = tenure
+        try:
+            engine = await life.tasks.start(tenure.run, life.report)
+            await life.reach("loaded")
+            speed = await engine.measure()
+        finally:
+            self._loading = None
+        self._tenure, self._engine, self.span, self.speed = tenure, engine, span, speed
+        self._handler.take_over(engine, model.repository.model_id)
+        self._handler.is_draining = False
+        self._next_span = None
+        await self._announce("online")
+        await life.reach("online")
+
+    async def _rebalance_until_stopped(self, life: "_Life", model: Model) -> None:
+        rebalancer = Rebalancer(self._endpoint, self._gossip, model, PlacementConfig(), look_s=self.config.look_s)
+        async with anyio.create_task_group() as rebalancing:
+            if self._can_move:
+                rebalancing.start_soon(rebalancer.run, partial(self._move, life, model, rebalancer))
+            await self._stop.wait()
+            rebalancing.cancel_scope.cancel()
+
+    async def _move(self, life: "_Life", model: Model, rebalancer: Rebalancer, span: Span) -> None:
+        """Serve another span: loaded beside the old one where memory allows, so that nothing is interrupted."""
+        self._next_span = span
+        await self._announce("online")
+        await anyio.sleep(self.config.settle_s * _SETTLE_MOVE)
+        if not await rebalancer.confirm(span):
+            self._next_span = None
+            await self._announce("online")
+            return
+        await life.reach("moving")
+        old = self._tenure
+        if model.has_room(span):
+            try:
+                await self._serve_span(life, model, span)
+            except (CapacityError, ModelError) as error:
+                event(_LOG, "stays, as the other blocks cannot be loaded", span=span, error=error)
+                self._next_span = None
+                await self._announce("online")
+            else:
+                if old is not None:
+                    life.tasks.start_soon(old.end, self.config.drain_s)
+            return
+        self._handler.is_draining = True
+        await self._announce("draining")
+        if old is not None:
+            await old.end(self.config.drain_s)
+        self._handler.release()
+        self._tenure = self._engine = self._next_span = None
+        self.speed = self._predicted_speed(model, span)
+        self.span = span
+        await self._announce("joining")
+        await self._serve_span(life, model, span)
+
+    def _predicted_speed(self, model: Model, span: Span) -> Speed | None:
+        """Say how fast this server will be with other blocks: a token costs in proportion to their bytes."""
+        if self.speed is None or self.span is None:
+            return None
+        ratio = model.needed_bytes(self.span) / model.needed_bytes(span)
+        speed = self.speed
+        return Speed(
+            decode_tokens_per_s=speed.decode_tokens_per_s * ratio,
+            prefill_tokens_per_s=speed.prefill_tokens_per_s * ratio,
+        )
 
     async def _claim(self, model: Model) -> Span:
         """Choose a span and claim it; where others claim at the same time, look again until nobody moves."""
@@ -227,20 +298,18 @@ class Server:
             if self.config.blocks is None:
                 await anyio.sleep(self.config.settle_s)
 
-    async def _refresh_until_stopped(self) -> None:
-        while not self._stop.is_set():
-            with anyio.move_on_after(self._swarm_config.refresh_s):
-                await self._stop.wait()
-                return
-            await self._announce("online")
+    async def _refresh(self) -> None:
+        """Announce now and then how far and how busy this server is."""
+        while True:
+            await anyio.sleep(self._swarm_config.refresh_s)
+            await self._announce(self._state)
 
-    async def _drain(self, engine: Engine) -> None:
-        with anyio.move_on_after(self.config.drain_s) as limit:
-            await engine.wait_until_idle()
-        if limit.cancelled_caught:
-            event(_LOG, "left with sessions open", sessions=engine.load.sessions, after_s=self.config.drain_s)
+    @property
+    def _can_move(self) -> bool:
+        return not self.config.stay and self.config.blocks is None
 
     async def _announce(self, state: ServerState) -> None:
+        self._state = state
         model, span = self._model, self.span
         if model is None or span is None:
             return
@@ -254,6 +323,9 @@ class Server:
             num_blocks=model.num_blocks,
             span=span,
             state=state,
+            next_span=self._next_span,
+            move_s=self.config.drain_s + self._tenure.load_s if self._can_move and self._tenure else None,
+            progress=1.0 if self._loading is None else self._loading.progress,
             dtype=model.dtype,
             addresses=self.addresses,
             speed=self.speed,
@@ -267,3 +339,11 @@ class Server:
             is_relay=self._relay_config.enabled,
         )
         await self._gossip.announce(announcement)
+
+
+class _Life(NamedTuple):
+    """What a running server's steps share: whose tasks they start, and who hears of them."""
+
+    tasks: "TaskGroup"
+    reach: Callable[[Stage], Awaitable[None]]
+    report: Progress

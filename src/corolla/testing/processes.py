@@ -67,11 +67,12 @@ class ServerProcess:
         """Who it is; known from the stage ``listening`` on."""
         return str(self.stages["listening"]["peer"])
 
-    def wait_for(self, stage: str, *, within_s: float = 120.0) -> dict[str, Any]:
+    def wait_for(self, stage: str, *, span: str | None = None, within_s: float = 120.0) -> dict[str, Any]:
         """Wait until it has reached a stage of its life.
 
         Args:
             stage: As in :data:`corolla.server.Stage`.
+            span: With which blocks, ``start:stop``; ``None`` for any.
             within_s: For how long.
 
         Returns:
@@ -81,11 +82,14 @@ class ServerProcess:
             PeerFailed: If it ended before; the message has its last words.
             PeerTimeout: If it did not get there in time.
         """
+
+        def has_come() -> bool:
+            said = self.stages.get(stage)
+            return said is not None and span in (None, "{}:{}".format(*(said["span"] or ("", ""))))
+
         with self._changed:
-            reached = self._changed.wait_for(
-                lambda: stage in self.stages or not self._reader.is_alive(), timeout=within_s
-            )
-        if stage in self.stages:
+            reached = self._changed.wait_for(lambda: has_come() or not self._reader.is_alive(), timeout=within_s)
+        if has_come():
             return self.stages[stage]
         if reached:
             words = "\n".join(self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
@@ -147,6 +151,7 @@ class ServerProcess:
             if line.startswith(b"{"):
                 said = json.loads(line)
                 with self._changed:
+                    self.stages.pop(said["stage"], None)  # so that what it said last is the last
                     self.stages[said["stage"]] = said
                     self._changed.notify_all()
         with self._changed:
