@@ -164,7 +164,7 @@ def until():
     """Waits until something is so, which must be soon."""
 
     async def wait(predicate):
-        with anyio.fail_after(5):
+        with anyio.fail_after(15):
             while not predicate():  # noqa: ASYNC110 - what it waits for has no event
                 await anyio.sleep(0.005)
 

@@ -35,6 +35,7 @@ __all__ = ["serve"]
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("server.blocks"),
         Flag("server.num_blocks"),
+        Flag("server.stay"),
         Flag("server.dtype"),
         Flag("server.device"),
         Flag("server.host"),

@@ -11,7 +11,7 @@ import anyio
 import torch
 
 from corolla.codec import encode
-from corolla.errors import Error, PeerBusy, PeerMisbehaved, PeerUnreachable, UsageError
+from corolla.errors import Error, PeerBusy, PeerMisbehaved, UsageError
 from corolla.routing import Move, PlacementConfig, confirm_move, plan_moves
 from corolla.server.loading import Model
 from corolla.swarm import Endpoint, Gossip
@@ -66,17 +66,26 @@ class Rebalancer:
             if span is not None:
                 await move(span)
 
-    async def confirm(self, span: Span) -> bool:
+    async def confirm(self, here: Span, span: Span) -> bool:
         """Say whether the server may set out, some time after it has announced that it will.
 
         Args:
+            here: The blocks that it leaves to others; those have to show that they serve them.
             span: Where to.
         """
-        move = Move(self._endpoint.peer_id, span)
-        snapshot, model = self._trusted(), self._model
-        return await anyio.to_thread.run_sync(
-            confirm_move, snapshot, model.repository.model_id, model.block_bytes, move
-        )
+        move, model = Move(self._endpoint.peer_id, span), self._model
+        arguments = model.repository.model_id, model.block_bytes, move
+        if not await anyio.to_thread.run_sync(confirm_move, self._trusted(), *arguments):
+            return False
+        block = here.start
+        while block < here.stop:
+            others = [claim for claim in self._others(self._trusted()) if block in claim.span and not claim.next_span]
+            if not others:
+                return False
+            claim = max(others, key=lambda other: other.span.stop)
+            if await self._passes(claim, strikes=_STRIKES):
+                block = claim.span.stop
+        return True
 
     async def _decide(self) -> Span | None:
         now_s, patience_s = anyio.current_time(), self._look_s * _PATIENCE
@@ -109,27 +118,29 @@ class Rebalancer:
         kept = tuple(claim for claim in snapshot.announcements if self._strikes.get(claim.peer, (0, 0.0))[0] < _STRIKES)
         return Snapshot(announcements=kept, age_s=snapshot.age_s)
 
+    def _others(self, snapshot: Snapshot) -> list[Announcement]:
+        own = self._endpoint.peer_id
+        return [claim for claim in snapshot.announcements if claim.state == "online" and claim.peer != own]
+
     async def _audit(self) -> None:
-        """Ask one of the others for one token through all that it claims to serve."""
-        snapshot = self._gossip.snapshot(self._model.repository.model_id)
-        others = [
-            claim
-            for claim in snapshot.announcements
-            if claim.state == "online" and claim.peer != self._endpoint.peer_id
-        ]
-        if not others:
-            return
-        claim = self._rng.choice(others)
+        """Have one of the others show that it serves what it claims."""
+        others = self._others(self._gossip.snapshot(self._model.repository.model_id))
+        if others:
+            await self._passes(self._rng.choice(others), strikes=1)
+
+    async def _passes(self, claim: Announcement, *, strikes: int) -> bool:
+        """Ask a server for one token through all its blocks; a failure counts as so many strikes."""
         try:
             await self._ask(claim)
-        except (PeerBusy, PeerUnreachable, UsageError):
-            return  # it says nothing about what it serves
+        except (PeerBusy, UsageError):
+            return True  # it serves, but not this, or not now
         except Error as error:
-            strikes = self._strikes.get(claim.peer, (0, 0.0))[0] + 1
+            strikes += self._strikes.get(claim.peer, (0, 0.0))[0]
             self._strikes[claim.peer] = strikes, anyio.current_time()
             event(_LOG, "a server failed an audit", peer=claim.peer[:8], span=claim.span, strikes=strikes, error=error)
-        else:
-            self._strikes.pop(claim.peer, None)
+            return False
+        self._strikes.pop(claim.peer, None)
+        return True
 
     async def _ask(self, claim: Announcement) -> None:
         hidden_BTD = torch.zeros(1, 1, self._model.hidden_size)

@@ -246,7 +246,7 @@ class Server:
         self._next_span = span
         await self._announce("online")
         await anyio.sleep(self.config.settle_s * _SETTLE_MOVE)
-        if not await rebalancer.confirm(span):
+        if self.span is None or not await rebalancer.confirm(self.span, span):
             self._next_span = None
             await self._announce("online")
             return

@@ -4,13 +4,15 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+import torch
 
-from corolla.client import AsyncSwarm, ClientConfig, Session, Target
+from corolla.client import AsyncSwarm, ClientConfig, Session, StepTokens, Target
 from corolla.engine import EngineConfig
 from corolla.errors import ModelNotFound, NoChain, UsageError
 from corolla.server import Server, ServerConfig
+from corolla.server.loading import Model
 from corolla.swarm import MemoryNetwork, SwarmConfig
-from corolla.terms import Span
+from corolla.terms import Span, Speed
 from corolla.testing import save_tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +36,7 @@ class Life:
             swarm=SwarmConfig(refresh_s=0.1, gossip_interval_s=0.1),
             transport=network.transport,
         )
-        self.reached = {stage: anyio.Event() for stage in STAGES}
+        self.reached = {stage: anyio.Event() for stage in [*STAGES, "moving"]}
         self.stages = []
 
     async def run(self):
@@ -45,7 +47,7 @@ class Life:
         self.reached[stage].set()
 
     async def until(self, stage):
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await self.reached[stage].wait()
 
     @property
@@ -152,6 +154,83 @@ async def test_the_first_server_of_a_swarm_gives_way_to_one_that_joins_meanwhile
             for life in (first, other):
                 await life.until("online")
             assert {first.server.span, other.server.span} == {Span(0, 2), Span(2, 4)}
+
+
+async def compute(swarm, model):
+    """Use the whole model for a moment."""
+    session = session_of(swarm, model)
+    await session.open()
+    await session.step(StepTokens(torch.zeros(1, 64), (0,), (1,)))
+    await session.close()
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+async def test_a_server_moves_where_it_is_needed_more_and_nobody_notices(directory, monkeypatch, has_room):
+    monkeypatch.setattr(Model, "has_room", lambda self, span: has_room)
+    network = MemoryNetwork()
+    first = Life(network, directory, blocks=Span(0, 2))
+    async with living(first):
+        await first.until("online")
+        last = Life(network, directory, [first.address], blocks=Span(2, 4))
+        mover = Life(network, directory, [first.address], num_blocks=2, look_s=0.1, settle_s=0.1)
+        async with living(last, mover), client(network, first) as swarm:
+            await last.until("online")
+            await mover.until("online")
+            here, peer, address = mover.server.span, mover.server.peer_id, mover.address
+            model = swarm.snapshot().announcements[0].model
+            crowd = [Life(network, directory, [first.address], blocks=here) for _ in range(2)]
+            async with living(*crowd):
+                for life in crowd:
+                    await life.until("online")
+                for life in (first, last, mover, *crowd):  # as on machines that are alike
+                    life.server.speed = Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0)
+                with anyio.fail_after(60):
+                    while mover.server.span == here or mover.stages[-1] != "online":
+                        await compute(swarm, model)
+                assert mover.stages == [*STAGES[:5], "moving", "loaded", "online"]
+                assert (mover.server.peer_id, mover.address) == (peer, address)
+                for _ in range(3):
+                    await compute(swarm, model)
+                assert mover.server.span == (Span(2, 4) if here == Span(0, 2) else Span(0, 2))
+
+
+async def lie(life, span):
+    """Let a server announce blocks that it does not serve, and a speed that nobody has."""
+    life.server.span = span
+    life.server.speed = Speed(decode_tokens_per_s=1e12, prefill_tokens_per_s=1e12)
+    await life.server._announce("online")
+
+
+async def test_a_gap_that_a_liar_hides_is_found_and_closed(directory, until):
+    network = MemoryNetwork()
+    first = Life(network, directory, blocks=Span(0, 2))
+    async with living(first):
+        await first.until("online")
+        liar = Life(network, directory, [first.address], blocks=Span(0, 2))
+        spare = Life(network, directory, [first.address], num_blocks=2, look_s=0.1, settle_s=0.1)
+        async with living(liar):
+            await liar.until("online")
+            await lie(liar, Span(2, 4))
+            async with living(spare):
+                await spare.until("claimed")
+                assert spare.server.span == Span(0, 2)
+                await spare.until("moving")
+                await until(lambda: spare.server.span == Span(2, 4))
+
+
+async def test_nobody_leaves_blocks_to_a_liar(directory, until):
+    network = MemoryNetwork()
+    honest = Life(network, directory, num_blocks=2, look_s=0.05, settle_s=0.1)
+    async with living(honest):
+        await honest.until("online")
+        liar = Life(network, directory, [honest.address], blocks=Span(2, 4))
+        async with living(liar), client(network, honest) as swarm:
+            await liar.until("online")
+            await lie(liar, Span(0, 2))
+            await until(lambda: any(claim.next_span for claim in swarm.snapshot().announcements))
+            await until(lambda: not any(claim.next_span for claim in swarm.snapshot().announcements))
+            assert "moving" not in honest.stages
+            assert honest.server.span == Span(0, 2)
 
 
 @pytest.mark.parametrize(
