@@ -5,7 +5,7 @@
 import anyio
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corolla.codec import decode, encode, splice
@@ -32,42 +32,57 @@ def scripts(draw):
     return rows, script
 
 
-def write(log, store, script):
-    """Log a script; give the decoded tokens that each row holds in the end."""
+def write(log, store, script, settled=0):
+    """Log a script, with what is settled so many steps behind; give the tokens that each row holds in the end."""
     rows = [torch.empty(0, WIDTH)] * len(log.rows)
-    for seed, (order, starts, counts, codec) in enumerate(script):
-        encoded = encode(torch.randn(sum(counts), WIDTH, generator=torch.Generator().manual_seed(seed)), codec)
+    for number, (order, starts, counts, codec) in enumerate(script, start=1):
+        encoded = encode(torch.randn(sum(counts), WIDTH, generator=torch.Generator().manual_seed(number)), codec)
         sent = store.keep(encoded.meta, encoded.buffers)
-        log.note(Step(starts=starts, counts=counts, order=order, hidden=sent.meta), sent)
-        new = decode(sent.meta, sent.payload).split(counts)
-        kept = [rows[row] for row in order] if order else rows
-        rows = [torch.cat([row[:start], more]) for row, start, more in zip(kept, starts, new, strict=True)]
+        step = Step(
+            starts=starts, counts=counts, order=order, hidden=sent.meta, number=number, settled=max(0, number - settled)
+        )
+        log.note(step, sent)
+        rows = taken(rows, step, decode(sent.meta, sent.payload))
     return rows
 
 
 def read(log, limit_tokens):
     """Play the log back to rows that are empty."""
     rows = [torch.empty(0, WIDTH)] * len(log.rows)
-    for step, encoded in log.replay(limit_tokens):
-        assert 0 < sum(step.counts) <= limit_tokens
-        assert step.starts == tuple(len(row) for row in rows)
-        assert step.order is None
-        new = decode(encoded.meta, b"".join(encoded.buffers)).split(step.counts)
-        rows = [torch.cat([row, more]) for row, more in zip(rows, new, strict=True)]
+    numbers = [0]
+    for step, payload in log.replay(limit_tokens):
+        assert step.number in (numbers[-1], numbers[-1] + 1) or not numbers[-1]
+        numbers.append(step.number)
+        if not step.number:
+            assert 0 < sum(step.counts) <= limit_tokens
+            assert step.starts == tuple(len(row) for row in rows)
+            assert step.order is None
+        rows = taken(rows, step, decode(step.hidden, payload))
+    assert max(numbers[1:], default=0) == numbers[-1]
     return rows
 
 
-@given(scripts(), st.integers(1, 9))
-def test_a_replay_gives_each_row_what_it_held(script, limit_tokens):
+def taken(rows, step, hidden_ND):
+    """What rows hold after a step."""
+    kept = [rows[row] for row in step.order] if step.order else rows
+    pieces = zip(kept, step.starts, hidden_ND.split(step.counts), strict=True)
+    return [torch.cat([row[:start], more]) for row, start, more in pieces]
+
+
+@given(scripts(), st.integers(1, 9), st.integers(0, 4))
+def test_a_replay_gives_each_row_what_it_held(script, limit_tokens, behind):
     rows, script = script
     log = Log(rows)
-    expected = write(log, Store(1 << 20), script)
-    assert log.tokens == sum(len(row) for row in expected)
+    expected = write(log, Store(1 << 20), script, behind)
+    if not behind:
+        log.settle(len(script))
+        assert log.tokens == sum(len(row) for row in expected)
     assert log.longest == max(len(row) for row in expected)
     for row, expected_row in zip(read(log, limit_tokens), expected, strict=True):
         assert torch.equal(row, expected_row)
 
 
+@settings(max_examples=15)
 @given(scripts(), st.integers(0, 2000))
 def test_bytes_that_went_to_a_file_come_back(script, limit_bytes):
     rows, script = script
@@ -91,8 +106,8 @@ def test_a_log_comes_back_to_what_it_told_before(script, more):
     other = Log(more[0])
     write(other, store, more[1])
     if more[0] == rows:
-        log.rows = other.rows
-    log.rows = kept
+        log.restore(other.rows)
+    log.restore(kept)
     for row, expected_row in zip(read(log, 5), expected, strict=True):
         assert torch.equal(row, expected_row)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from corolla.errors import Error, FrameTooLarge, PeerOutdated, RemoteProtocolError, revive
 from corolla.terms import Span
 from corolla.wire import (
+    PROTOCOL_VERSION,
     Accept,
     Ack,
     Backward,
@@ -20,7 +21,9 @@ from corolla.wire import (
     DialBack,
     DialedBack,
     Done,
+    Expect,
     Failure,
+    Feed,
     Forward,
     FrameDecoder,
     Gradients,
@@ -40,12 +43,15 @@ from corolla.wire import (
     Reconcile,
     Reconciled,
     Record,
+    Redirect,
+    Redirected,
     Reserve,
     Reserved,
     SessionOpened,
     SessionState,
     Step,
     Subscribe,
+    Successor,
     TensorMeta,
     Timing,
     decode_message,
@@ -81,17 +87,28 @@ def tensors(least, most=4):
     return st.lists(TENSOR, min_size=least, max_size=most).map(tuple)
 
 
+TOKEN = st.binary(min_size=16, max_size=16)
+SUCCESSOR = st.builds(Successor, PEER, some(st.text(max_size=16)), TOKEN, st.booleans())
 RAW = st.none() | st.binary(max_size=16)
 RUN = {"model": MODEL, "span": SPAN, "codec": NAME, "attention_mask": RAW, "position_ids": RAW, "taps": some(COUNT)}
-PLAIN = (Ack, Ping, Pong, CloseSession, Closed, Subscribe, Observe, Reserve, Reserved, Connected)
+PLAIN = (Ack, Redirected, Ping, Pong, CloseSession, Closed, Subscribe, Observe, Reserve, Reserved, Connected)
 MESSAGES = {
     **{kind: st.builds(kind) for kind in PLAIN},
-    Failure: st.builds(Failure, code=NAME, message=st.text(max_size=64), retry_after_s=st.none() | SECONDS),
+    Failure: st.builds(
+        Failure, code=NAME, message=st.text(max_size=64), retry_after_s=st.none() | SECONDS, number=COUNT
+    ),
     Greeting: st.builds(
         Greeting, proof=st.binary(max_size=512), number=st.integers(-1, 2**53), revoked=st.none() | st.binary()
     ),
     OpenSession: st.builds(
-        OpenSession, model=MODEL, span=SPAN, rows=st.integers(1, 1024), max_tokens=st.integers(1, 1 << 20), codec=NAME
+        OpenSession,
+        model=MODEL,
+        span=SPAN,
+        rows=st.integers(1, 1024),
+        max_tokens=st.integers(1, 1 << 20),
+        codec=NAME,
+        token=st.none() | TOKEN,
+        successor=st.none() | SUCCESSOR,
     ),
     SessionOpened: st.builds(SessionOpened, lease_s=SECONDS),
     Step: st.builds(
@@ -101,10 +118,14 @@ MESSAGES = {
         hidden=TENSOR,
         order=st.none() | some(st.integers(0, 1023)),
         taps=some(COUNT),
-        is_quiet=st.booleans(),
+        number=COUNT,
+        settled=COUNT,
     ),
-    Output: st.builds(Output, tensors=tensors(1), timing=TIMING),
-    Done: st.builds(Done, timing=TIMING),
+    Output: st.builds(Output, tensors=tensors(1), timing=TIMING, number=COUNT),
+    Done: st.builds(Done, timing=TIMING, number=COUNT),
+    Expect: st.builds(Expect, token=TOKEN),
+    Redirect: st.builds(Redirect, successor=SUCCESSOR),
+    Feed: st.builds(Feed, token=TOKEN),
     Forward: st.builds(Forward, hidden=TENSOR, **RUN),
     Backward: st.builds(Backward, tensors=tensors(2), **RUN),
     Gradients: st.builds(Gradients, tensors=tensors(1, 1), timing=TIMING),
@@ -202,7 +223,7 @@ def test_a_frame_that_is_cut_short_is_never_given(frame, data):
     assert decoder.is_between_frames == (keep == 0)
 
 
-@given(st.integers(0, 255).filter(lambda version: version != 1), st.binary(max_size=40))
+@given(st.integers(0, 255).filter(lambda version: version != PROTOCOL_VERSION), st.binary(max_size=40))
 def test_another_version_is_told_from_nonsense(version, rest):
     with pytest.raises(PeerOutdated, match=str(version)):
         list(FrameDecoder().receive(b"CRLA" + bytes([version]) + rest))
@@ -219,9 +240,10 @@ def test_a_payload_is_cut_as_described_or_not_at_all(payload, sizes):
         assert b"".join(parts) == payload
 
 
-@given(st.lists(st.tuples(st.booleans(), ANY), max_size=40))
-def test_no_messages_lead_out_of_the_sessions_table(messages):
-    session = SessionState()
+@given(st.sampled_from(["client", "server"]), st.lists(st.tuples(st.booleans(), ANY), max_size=40))
+def test_no_messages_lead_out_of_the_sessions_table(side, messages):
+    other = "server" if side == "client" else "client"
+    session = SessionState(side)
     for is_sent, message in messages:
         before = session.state
         try:
@@ -229,8 +251,7 @@ def test_no_messages_lead_out_of_the_sessions_table(messages):
         except Error:
             assert session.state == before
         else:
-            assert session.state == TABLE[before, type(message)]
-        assert all(length >= 0 for length in session.lengths)
+            assert session.state == TABLE[before, side if is_sent else other, type(message)]
 
 
 @given(NAME, st.text(max_size=64), st.none() | SECONDS)

@@ -96,7 +96,9 @@ class Hosts:
         from corolla.cache import PAGE_TOKENS
         from corolla.engine import Engine, EngineConfig
         from corolla.engine.measure import kv_bytes_per_token
+        from corolla.replay import Store
         from corolla.server.handler import Handler
+        from corolla.server.session import Outlet
         from corolla.swarm import Contacts, Directory, Gossip
 
         blocks = await anyio.to_thread.run_sync(cut, family, span)
@@ -109,7 +111,7 @@ class Hosts:
         ):
             contacts = Contacts([host.address for host in self.all[:1]])
             gossip = Gossip(endpoint, Directory(endpoint.config), contacts, rng=random.Random(0))
-            host = Host(endpoint, gossip, Handler(gossip, lease_s=lease_s), engine)
+            host = Host(endpoint, gossip, Handler(gossip, Outlet(endpoint, Store(1 << 20)), lease_s=lease_s), engine)
             if is_loaded:
                 host.handler.take_over(engine, MODEL)
             await endpoint.listen("memory", "here", 0)

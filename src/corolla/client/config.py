@@ -34,11 +34,19 @@ class ClientConfig:
         default=300.0, metadata={"help": "limit for one forward or backward request at one server", "unit": "seconds"}
     )
     attempts: int = field(default=6, metadata={"help": "chains to try, one after another, before giving up"})
+    push: bool = field(
+        default=True,
+        metadata={"help": "servers send outputs to each other where they can; if false, all goes by way of the client"},
+    )
+    piece_tokens: int = field(
+        default=512,
+        metadata={"help": "a prompt travels in pieces of so many tokens, each at another server", "unit": "tokens"},
+    )
     log_bytes: int = field(
         default=256 << 20,
         metadata={
-            "help": "how much a session keeps in memory of what it sent, for servers that replace others; beyond it, "
-            "it goes to a temporary file",
+            "help": "how much a session keeps in memory of what it sent, for servers that replace others; more goes to "
+            "a temporary file",
             "unit": "bytes",
         },
     )
@@ -84,6 +92,7 @@ class ClientConfig:
             "chains",
             "chain_tokens",
             "log_bytes",
+            "piece_tokens",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")

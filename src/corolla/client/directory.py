@@ -5,12 +5,12 @@ Owns the client's endpoint and bans. Knows nothing of tensors.
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 
@@ -46,6 +46,9 @@ from corolla.swarm import (
 from corolla.swarm.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Announcement, Chain, Hop, ModelId, PeerId, Snapshot, Span
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 __all__ = ["AsyncSwarm", "ModelRouter", "Target"]
 
@@ -95,6 +98,7 @@ class AsyncSwarm:
         self._rng = random.Random()
         self._wanted: dict[ModelId, Demand] = {}
         self._stack = AsyncExitStack()
+        self._tasks: TaskGroup
         self._failure: Error | None = None
         self._closers: set[Callable[[], Awaitable[None]]] = set()
 
@@ -111,7 +115,7 @@ class AsyncSwarm:
     async def _enter(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._endpoint)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
+            self._tasks = tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             with anyio.CancelScope() as waiting:
                 tasks.start_soon(self._follow, waiting)
@@ -131,6 +135,10 @@ class AsyncSwarm:
         with anyio.CancelScope(shield=True):  # bounded: whoever closes has limits of its own
             await gather([(close, ()) for close in self._closers])
         await self._stack.aclose()
+
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        """Run something beside everything else, until it ends or this peer leaves."""
+        self._tasks.start_soon(function, *args)
 
     def close_with(self, close: Callable[[], Awaitable[None]]) -> None:
         """Have something closed when this peer leaves, if it was not before; see :meth:`closed`.

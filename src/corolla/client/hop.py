@@ -3,31 +3,33 @@
 # N packed tokens, D model width
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Self, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from typing import Self
 
+import anyio
 import torch
 
 from corolla.codec import decode
-from corolla.errors import CodecError, Error, PeerMisbehaved, RemoteProtocolError
+from corolla.errors import CodecError, Error, PeerMisbehaved, PeerTimeout, RemoteProtocolError
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
 from corolla.terms import Hop, PeerId
 from corolla.wire import (
+    Ack,
     Buffer,
-    Closed,
     CloseSession,
-    Done,
-    Failure,
+    Expect,
     Gradients,
     Message,
     OpenSession,
     Output,
+    Redirect,
+    Redirected,
     SessionOpened,
     SessionState,
     Step,
-    Timing,
+    Successor,
     split_payload,
 )
 
@@ -35,7 +37,6 @@ __all__ = ["HopSession", "read_tensors"]
 
 _LOG = logger(__name__)
 _CLOSE_S = 2.0
-_Expected = TypeVar("_Expected", bound=Message)
 
 
 class HopSession:
@@ -44,108 +45,144 @@ class HopSession:
     Args:
         hop: Which hop.
         channel: A channel to its peer, for this session alone.
-        step_s: Limit for one step.
+        token: What the hop before knows to feed it.
 
     Attributes:
-        is_restored: Whether the server has stored all that the hop's log tells; for whoever restores it to set.
+        is_restored: Whether it has taken a step, and so has stored all that came before.
+        done: The last step that it says it has taken.
+        failure: What has ended the conversation.
     """
 
-    def __init__(self, hop: Hop, channel: Channel, *, step_s: float) -> None:
+    def __init__(self, hop: Hop, channel: Channel, token: bytes | None) -> None:
         self.hop = hop
+        self.token = token
         self.is_restored = False
+        self.done = 0
+        self.failure: Error | None = None
         self._channel = channel
-        self._step_s = step_s
-        self._state = SessionState()
+        self._state = SessionState("client")
         self._life = AsyncExitStack()
+        self._acknowledged = anyio.Event()
+        self._listening = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._redirects = 0
 
     @classmethod
     async def open(
-        cls,
-        hop: Hop,
-        dialling: AbstractAsyncContextManager[Channel],
-        opening: OpenSession,
-        *,
-        open_s: float,
-        step_s: float,
+        cls, hop: Hop, dialling: AbstractAsyncContextManager[Channel], opening: OpenSession, *, limit_s: float
     ) -> Self:
-        """Reach a server and ask it for room.
+        """Reach a server and ask it for room; :meth:`listen` must run from then on.
 
         Args:
             hop: Which one.
             dialling: How to reach it.
             opening: What to ask for.
-            open_s: Limit for its answer.
-            step_s: Limit for one step, later.
+            limit_s: Limit for its answer.
 
         Raises:
             Error: What the server said, or how it failed.
         """
         async with AsyncExitStack() as life:
-            session = cls(hop, await life.enter_async_context(dialling), step_s=step_s)
-            await session._ask(opening, (), SessionOpened, open_s)
+            channel = await life.enter_async_context(dialling)
+            session = cls(hop, channel, opening.token)
+            session._state.sent(opening)
+            received = await channel.request(opening, expected=SessionOpened, deadline_s=limit_s)
+            session._state.received(received.message)
             session._life = life.pop_all()
             return session
 
     @property
-    def is_open(self) -> bool:
-        """Whether the session stands and a step may be sent."""
-        return self._state.state == "open"
-
-    @property
     def is_alive(self) -> bool:
         """Whether the session stands and, as far as can be told without asking, the server as well."""
-        return self.is_open and self._channel.is_reusable
+        return self._state.state == "open" and self.failure is None
 
-    async def step(self, step: Step, payload: Buffer) -> tuple[list[torch.Tensor], Timing]:
-        """Run new tokens through this hop's blocks.
+    async def listen(self, hear: "Callable[[HopSession, Received[Message] | Error], Awaitable[None]]") -> None:
+        """Hear the server until the session is over.
 
         Args:
-            step: Which tokens; it tells how the payload is encoded.
-            payload: Their hidden states.
+            hear: What to do with its answers, and with what ended the conversation if that was not :meth:`close`.
+        """
+        try:
+            with self._listening:
+                await self._listen(hear)
+        finally:
+            self._ended.set()
 
-        Returns:
-            The last block's output and the taps', nothing if the step is quiet; and what the server says of its time.
+    async def _listen(self, hear: "Callable[[HopSession, Received[Message] | Error], Awaitable[None]]") -> None:
+        try:
+            while self._state.state != "idle":
+                received = await self._channel.receive()
+                self._state.received(received.message)
+                match received.message:
+                    case Ack():
+                        self._acknowledged.set()
+                    case Redirected():
+                        self._redirects -= 1
+                    case Step() if self._redirects:
+                        pass  # it was for another successor
+                    case _ if self._state.state == "open":
+                        await hear(self, received)
+            self._channel.settle()
+        except Error as error:
+            error.peer = error.peer or self.hop.peer
+            self.failure = error
+            await hear(self, error)
+
+    async def send(self, step: Step, payload: Buffer, limit_s: float) -> None:
+        """Send a step; its answer comes by way of :meth:`listen`.
 
         Raises:
-            Error: What the server said, or how it failed. If :attr:`is_open` still holds, the server refused the step
-                and has stored nothing of it.
+            Error: If it could not be sent.
         """
-        if step.is_quiet:
-            return [], (await self._ask(step, (payload,), Done, self._step_s)).message.timing
-        received = await self._ask(step, (payload,), Output, self._step_s)
-        tensors = read_tensors(received, shape=step.hidden.shape, count=1 + len(step.taps), peer=self.hop.peer)
-        return tensors, received.message.timing
+        await self._say(step, limit_s, (payload,))
+
+    async def expect(self, token: bytes, limit_s: float) -> None:
+        """Let another hop feed the session, and no longer the one before it; returns once the server knows.
+
+        Raises:
+            Error: If it could not be told, or does not answer in time.
+        """
+        self._acknowledged = anyio.Event()
+        await self._say(Expect(token=token), limit_s)
+        with anyio.move_on_after(limit_s) as limit:
+            await self._acknowledged.wait()
+        if limit.cancelled_caught:
+            raise PeerTimeout(f"peer {self.hop.peer[:8]} did not answer within {limit_s:g} s", peer=self.hop.peer)
+        self.token = token
+
+    async def redirect(self, successor: Successor, limit_s: float) -> None:
+        """Let the hop give another one all that it has sent to the one behind it.
+
+        Raises:
+            Error: If it could not be told.
+        """
+        self._redirects += 1
+        await self._say(Redirect(successor=successor), limit_s)
 
     async def close(self) -> None:
         """End the session in peace, so that the channel can be used again; or else end the channel."""
         life, self._life = self._life, AsyncExitStack()
         async with life:
-            try:
-                if self.is_open:
-                    await self._ask(CloseSession(), (), Closed, _CLOSE_S)
-            except Error as error:
-                event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8], code=error.code)
+            if self.is_alive:
+                with suppress(Error), anyio.move_on_after(_CLOSE_S):
+                    await self._say(CloseSession(), _CLOSE_S)
+                    await self._ended.wait()
             if self._state.state != "idle":
+                event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8])
+                self._listening.cancel()
                 await self._channel.aclose()
+            await self._ended.wait()
 
-    async def _ask(
-        self, message: Message, payload: Sequence[Buffer], expected: type[_Expected], limit_s: float
-    ) -> Received[_Expected]:
+    async def _say(self, message: Message, limit_s: float, payload: Sequence[Buffer] = ()) -> None:
         self._state.sent(message)
         try:
-            received = await self._channel.request(message, payload, expected=expected, deadline_s=limit_s)
+            await self._channel.send(message, payload, deadline_s=limit_s)
         except Error as error:
-            if self._channel.is_reusable:  # so the error is the server's answer, not the end of the conversation
-                self._state.received(Failure.of(error))
             error.peer = error.peer or self.hop.peer
             raise
-        self._state.received(received.message)
-        return received
 
 
-def read_tensors(
-    received: Received[Output | Gradients], *, shape: Sequence[int], count: int, peer: PeerId
-) -> list[torch.Tensor]:
+def read_tensors(received: Received[Message], *, shape: Sequence[int], count: int, peer: PeerId) -> list[torch.Tensor]:
     """Decode the tensors of an answer.
 
     Args:
@@ -157,7 +194,7 @@ def read_tensors(
     Raises:
         PeerMisbehaved: If they are not what was asked for, or cannot be read.
     """
-    metas = received.message.tensors
+    metas = received.message.tensors if isinstance(received.message, Output | Gradients) else ()
     if [list(meta.shape) for meta in metas] != [list(shape)] * count:
         found = ", ".join(str(list(meta.shape)) for meta in metas[:8])
         raise PeerMisbehaved(

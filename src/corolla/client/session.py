@@ -2,6 +2,7 @@
 
 # N packed tokens, D model width
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,13 +13,16 @@ import torch
 from corolla.client.directory import AsyncSwarm, Target
 from corolla.client.live_chain import LiveChain
 from corolla.client.retry import try_chains
-from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
+from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
 from corolla.codec import check_preference
 from corolla.errors import Error, SessionClosed
 from corolla.terms import Chain
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
 __all__ = ["Session"]
+
+_AT_ONCE = 4
+"""Pieces of a prompt that are under way at the same time, each at another hop."""
 
 
 class Session:
@@ -77,6 +81,7 @@ class Session:
             NoChain: If some blocks have no server with room for the session.
             Error: What the last server said, after ``config.attempts`` chains.
         """
+        self._hops.begin()
         try:
             await self._try(self._hops.fill)
         except BaseException:
@@ -102,19 +107,19 @@ class Session:
         if self._ended or not self._is_open:
             raise self._closed()
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
-        walk = _Walk([*tokens.pieces(limit_tokens)], tuple(taps))
-        marks = self._hops.begin()
+        walk = _Walk([*tokens.pieces(min(limit_tokens, self._swarm.config.piece_tokens))], tuple(taps))
+        mark = self._hops.begin()
         try:
             await self._try(partial(self._go, walk))
         except Error:
-            await self._hops.rollback(marks)
+            await self._hops.rollback(mark)
             raise
         except BaseException:
             self._ended = "a step was interrupted"
             with anyio.CancelScope(shield=True):  # bounded: see HopSession.close
                 await self.close()
             raise
-        self.timings = tuple(walk.timings)
+        self.timings = tuple(walk.timings[start] for start in sorted(walk.timings))
         return walk.result()
 
     async def close(self) -> None:
@@ -140,9 +145,11 @@ class Session:
     async def _go(self, walk: "_Walk", chain: Chain) -> None:
         """Take a step on from where it stands, once the chain is whole."""
         await self._hops.fill(chain)
-        while walk.pieces:
-            output_ND, tapped, timing = await self._hops.step(walk.pieces[0], walk.hidden_ND, walk.taps)
-            walk.note(output_ND, tapped, timing, is_last=timing.hop.span.stop == chain.span.stop)
+        while walk.pieces or self._hops.under_way:
+            while walk.pieces and self._hops.under_way < _AT_ONCE:
+                await self._hops.send(walk.pieces.pop(0), walk.taps)
+            answer = await self._hops.answer()
+            walk.note(answer, is_last=answer.hop.span.stop == chain.span.stop)
 
     def _closed(self) -> SessionClosed:
         return SessionClosed(f"the session is over: {self._ended or 'it was never opened'}; open another one")
@@ -153,41 +160,35 @@ class _Walk:
     """How far a step has come, and what has come of it.
 
     Attributes:
-        pieces: What is left of it; the first is under way.
+        pieces: What was not sent yet.
         taps: Blocks whose outputs are wanted as well.
-        hidden_ND: What the next hop gets of the first piece.
-        timings: Where the time went, for each hop that the first piece has passed.
+        timings: For each hop, by its first block, where its share of the latest piece went.
     """
 
     pieces: list[StepTokens]
     taps: tuple[int, ...]
-    hidden_ND: torch.Tensor = field(init=False)
-    timings: list[HopTiming] = field(default_factory=list)
-    _outputs: list[torch.Tensor] = field(default_factory=list)
-    _tapped: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    timings: dict[int, HopTiming] = field(default_factory=dict)
+    _outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    _tapped: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
+    _heard_at_s: float = field(default_factory=time.perf_counter)
 
-    def __post_init__(self) -> None:
-        self.hidden_ND = self.pieces[0].hidden_ND
-
-    def note(
-        self, output_ND: torch.Tensor, tapped: dict[int, torch.Tensor], timing: HopTiming, *, is_last: bool
-    ) -> None:
-        """Note that the first piece has passed a hop."""
-        self.timings.append(timing)
-        self.hidden_ND = output_ND
-        for block, tap_ND in tapped.items():
-            self._tapped.setdefault(block, []).append(tap_ND)
+    def note(self, answer: Answer, *, is_last: bool) -> None:
+        """Note what a hop says of a piece."""
+        tensors = [*answer.tensors]
         if is_last:
-            self._outputs.append(output_ND)
-            del self.pieces[0]
-            if self.pieces:
-                self.hidden_ND = self.pieces[0].hidden_ND
-                self.timings = []
+            self._outputs[answer.number] = tensors.pop(0)
+        for block, tap_ND in zip([one for one in self.taps if one in answer.hop.span], tensors, strict=True):
+            self._tapped.setdefault(block, {})[answer.number] = tap_ND
+        now_s, (queue_s, compute_s) = time.perf_counter(), (answer.timing.queue_s, answer.timing.compute_s)
+        total_s = max(now_s - self._heard_at_s, queue_s + compute_s)
+        self.timings[answer.hop.span.start] = HopTiming(answer.hop, total_s, queue_s, compute_s)
+        self._heard_at_s = now_s
 
     def result(self) -> StepResult:
         """Join what came of the pieces."""
         return StepResult(_join(self._outputs), {block: _join(taps) for block, taps in self._tapped.items()})
 
 
-def _join(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat([*pieces])
+def _join(pieces: dict[int, torch.Tensor]) -> torch.Tensor:
+    ordered = [pieces[number] for number in sorted(pieces)]
+    return ordered[0] if len(ordered) == 1 else torch.cat(ordered)

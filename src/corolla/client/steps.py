@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from corolla.terms import Hop
+from corolla.wire import Timing
 
-__all__ = ["HopTiming", "Replay", "StepResult", "StepTokens"]
+__all__ = ["Answer", "HopTiming", "Replay", "StepResult", "StepTokens"]
 
 
 class HopTiming(NamedTuple):
@@ -18,7 +19,7 @@ class HopTiming(NamedTuple):
 
     Args:
         hop: Which hop.
-        total_s: From sending to having decoded the answer.
+        total_s: From what was heard of the step before this hop, or its beginning, to what the hop says of it.
         queue_s: Waiting at the server.
         compute_s: Computing at the server.
     """
@@ -30,7 +31,7 @@ class HopTiming(NamedTuple):
 
     @property
     def network_s(self) -> float:
-        """What is left: encoding, sending, decoding."""
+        """What is left: encoding, travelling, decoding."""
         return max(0.0, self.total_s - self.queue_s - self.compute_s)
 
 
@@ -46,6 +47,22 @@ class Replay(NamedTuple):
     hop: Hop
     tokens: int
     elapsed_s: float
+
+
+class Answer(NamedTuple):
+    """What a hop says of a step.
+
+    Args:
+        number: Which step.
+        hop: Which hop.
+        tensors: The last block's output, from the last hop only; then the outputs of the taps that are the hop's.
+        timing: Where the hop's time went.
+    """
+
+    number: int
+    hop: Hop
+    tensors: list[torch.Tensor]
+    timing: Timing
 
 
 class StepResult(NamedTuple):

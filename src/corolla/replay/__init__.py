@@ -3,7 +3,7 @@
 Owns the kept bytes, in memory and beyond a limit in files. Knows no peer, no stream and no chain.
 """
 
-from corolla.replay.log import Log
+from corolla.replay.log import Log, Trail, replay_tokens
 from corolla.replay.store import Sent, Store
 
-__all__ = ["Log", "Sent", "Store"]
+__all__ = ["Log", "Sent", "Store", "Trail", "replay_tokens"]

@@ -5,14 +5,19 @@ pieces off it, and a reordering copies one pointer a row, however long the rows 
 and a row that nobody continues is forgotten with its bytes.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from corolla.codec import Encoded, splice
+from corolla.codec import splice
 from corolla.replay.store import Sent
-from corolla.wire import Step
+from corolla.wire import Buffer, Step
+from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
-__all__ = ["Log", "Trail"]
+__all__ = ["Log", "Trail", "replay_tokens"]
+
+_REPLAY_TOKENS = 1024
+"""Tokens in one step of a replay: few enough to begin soon, enough to be computed as fast as a prompt."""
 
 
 class Trail(NamedTuple):
@@ -33,8 +38,16 @@ class Trail(NamedTuple):
     length: int
 
 
+class _Recent(NamedTuple):
+    """A step that may be asked for again, and the rows before it."""
+
+    step: Step
+    sent: Sent
+    before: tuple[Trail | None, ...]
+
+
 class Log:
-    """The tokens that a hop was sent and has stored, row by row.
+    """The tokens that a hop was sent, row by row, and the steps that may have to be sent to another again.
 
     Args:
         rows: How many rows the session has.
@@ -45,11 +58,17 @@ class Log:
 
     def __init__(self, rows: int) -> None:
         self.rows: tuple[Trail | None, ...] = (None,) * rows
+        self._recent: deque[_Recent] = deque()
+
+    @property
+    def settled_rows(self) -> tuple[Trail | None, ...]:
+        """The rows without the steps that may be asked for again."""
+        return self._recent[0].before if self._recent else self.rows
 
     @property
     def tokens(self) -> int:
-        """How many tokens a replay sends."""
-        return sum(row.length for row in self.rows if row is not None)
+        """How many tokens a replay sends, before the steps that may be asked for again."""
+        return sum(row.length for row in self.settled_rows if row is not None)
 
     @property
     def longest(self) -> int:
@@ -57,12 +76,15 @@ class Log:
         return max(row.length if row is not None else 0 for row in self.rows)
 
     def note(self, step: Step, sent: Sent) -> None:
-        """Write down a step that the hop has taken.
+        """Write down a step that the hop is sent.
 
         Args:
-            step: The step.
+            step: The step; what it says is settled will not be asked for again, nor will a step of a replay.
             sent: Its tensor.
         """
+        self.settle(step.settled)
+        if step.number:
+            self._recent.append(_Recent(step, sent, self.rows))
         rows = self.rows if step.order is None else [self.rows[row] for row in step.order]
         noted: list[Trail | None] = []
         first = 0
@@ -72,22 +94,42 @@ class Log:
             first += count
         self.rows = tuple(noted)
 
-    def replay(self, limit_tokens: int) -> Iterator[tuple[Step, Encoded]]:
-        """Give the steps that build the rows up in an empty session, with the very bytes that were sent.
+    def settle(self, number: int) -> None:
+        """Note that no step up to this one will be asked for again."""
+        while self._recent and self._recent[0].step.number <= number:
+            self._recent.popleft()
+
+    def restore(self, rows: tuple[Trail | None, ...]) -> None:
+        """Come back to rows as they were, with no step to be asked for again."""
+        self.rows = rows
+        self._recent.clear()
+
+    def replay(self, limit_tokens: int) -> Iterator[tuple[Step, Buffer]]:
+        """Give the steps that bring an empty session to where the log is, with the very bytes that were sent.
+
+        First come the settled tokens, in steps of a replay, then the steps that may be asked for again, as they were.
 
         Args:
-            limit_tokens: The most tokens of one step.
+            limit_tokens: The most tokens of one step of a replay.
         """
         starts = [0] * len(self.rows)
-        for pieces in _chunks(self.rows, limit_tokens):
+        for pieces in _chunks(self.settled_rows, limit_tokens):
             counts = [0] * len(self.rows)
             for row, piece in pieces:
                 counts[row] += piece.tokens
             encoded = splice(
                 [(piece.sent.meta, piece.sent.payload, piece.first, piece.first + piece.tokens) for _, piece in pieces]
             )
-            yield Step(starts=tuple(starts), counts=tuple(counts), hidden=encoded.meta), encoded
+            yield Step(starts=tuple(starts), counts=tuple(counts), hidden=encoded.meta), b"".join(encoded.buffers)
             starts = [start + count for start, count in zip(starts, counts, strict=True)]
+        for recent in self._recent:
+            yield recent.step, recent.sent.payload
+
+
+def replay_tokens(log: Log) -> int:
+    """Say how many tokens one step of a replay should have, so that it and its output fit a frame in any codec."""
+    widths = [row.sent.meta.shape[1] for row in log.rows if row is not None]
+    return max(1, min(_REPLAY_TOKENS, MAX_PAYLOAD_BYTES // (4 * max(widths, default=1))))
 
 
 def _cut(row: Trail | None, length: int) -> Trail | None:

@@ -35,7 +35,7 @@ class Store:
     """Keeps what was sent for as long as anybody holds on to its :class:`Sent`.
 
     Args:
-        limit_bytes: How much may be in memory; :meth:`settle` moves what is over it to a file.
+        limit_bytes: How much may be in memory, over all logs; :meth:`settle` moves what is over it to a file.
 
     Attributes:
         memory_bytes: How much is in memory, what was forgotten since the last :meth:`settle` included.
@@ -44,6 +44,7 @@ class Store:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._in_memory: list[weakref.ref[Sent]] = []
+        self._is_settling = False
         self.memory_bytes = 0
 
     def keep(self, meta: TensorMeta, buffers: Sequence[Buffer]) -> Sent:
@@ -54,19 +55,23 @@ class Store:
         return sent
 
     async def settle(self) -> None:
-        """Move the oldest bytes to a file if memory holds more than the limit. Not to be called twice at once."""
-        if self.memory_bytes <= self._limit_bytes:
+        """Move the oldest bytes to a file if memory holds more than the limit."""
+        if self.memory_bytes <= self._limit_bytes or self._is_settling:
             return
         living = [sent for found in self._in_memory if (sent := found()) is not None]
-        left_bytes = sum(sent.payload.nbytes for sent in living)
-        count = 0
-        if left_bytes > self._limit_bytes:
-            while left_bytes > self._limit_bytes // 2:  # not a file for every step
-                left_bytes -= living[count].payload.nbytes
-                count += 1
-            await anyio.to_thread.run_sync(_move_to_file, living[:count])
-        self._in_memory = [weakref.ref(sent) for sent in living[count:]]
-        self.memory_bytes = left_bytes
+        self.memory_bytes = sum(sent.payload.nbytes for sent in living)
+        moved: list[Sent] = []
+        if self.memory_bytes > self._limit_bytes:
+            while self.memory_bytes > self._limit_bytes // 2:  # more than needed: not a file for every step
+                moved.append(living[len(moved)])
+                self.memory_bytes -= moved[-1].payload.nbytes
+        self._in_memory = [weakref.ref(sent) for sent in living[len(moved) :]]
+        if moved:
+            self._is_settling = True
+            try:
+                await anyio.to_thread.run_sync(_move_to_file, moved)
+            finally:
+                self._is_settling = False
 
 
 def _move_to_file(moved: Sequence[Sent]) -> None:

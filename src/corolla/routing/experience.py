@@ -27,7 +27,7 @@ class Work(NamedTuple):
         tokens: How many tokens, over all rows.
         is_decode: Whether it was one token a row.
         nbytes: How many bytes went there and back.
-        total_s: From sending to having the answer, by the client's own clock.
+        total_s: From sending to having the answer, by the client's own clock; ``None`` if the output went elsewhere.
         queue_s: For how long the work waited there, as the server says.
         compute_s: How long it took to compute, as the server says.
     """
@@ -36,7 +36,7 @@ class Work(NamedTuple):
     tokens: int
     is_decode: bool
     nbytes: int
-    total_s: float
+    total_s: float | None
     queue_s: float
     compute_s: float
 
@@ -65,17 +65,19 @@ class Experience:
             now_s: The present, on the caller's monotonic clock.
         """
         known = self._met.pop(peer, _Met(Measured(), now_s)).measured
-        queue_s = min(work.queue_s, work.total_s)
-        compute_s = min(work.compute_s, work.total_s - queue_s)
-        network_s = work.total_s - queue_s - compute_s
+        queue_s, compute_s, network_s = work.queue_s, work.compute_s, None
+        if work.total_s is not None:
+            queue_s = min(queue_s, work.total_s)
+            compute_s = min(compute_s, work.total_s - queue_s)
+            network_s = work.total_s - queue_s - compute_s
         rtt_s, decode_s, prefill_s = known.rtt_s, known.decode_block_s, known.prefill_block_s
         bytes_per_s = known.bytes_per_s
         if work.is_decode:
-            rtt_s = _average(rtt_s, network_s)
+            rtt_s = rtt_s if network_s is None else _average(rtt_s, network_s)
             decode_s = _average(decode_s, compute_s / work.blocks)
         else:
             prefill_s = _average(prefill_s, compute_s / (work.blocks * work.tokens))
-            sending_s = network_s - (rtt_s or 0.0)
+            sending_s = (network_s or 0.0) - (rtt_s or 0.0)
             if work.nbytes >= _BANDWIDTH_BYTES and sending_s > 0:
                 bytes_per_s = 1 / _average(bytes_per_s and 1 / bytes_per_s, sending_s / work.nbytes)
         measured = Measured(rtt_s, _average(known.queue_s, queue_s), decode_s, prefill_s, bytes_per_s)

@@ -33,6 +33,14 @@ class ServerConfig:
     lease_s: float = field(
         default=600.0, metadata={"help": "a session that says nothing for so long loses its pages", "unit": "seconds"}
     )
+    log_bytes: int = field(
+        default=1 << 30,
+        metadata={
+            "help": "how much memory keeps what sessions sent to other servers, for those that replace them; more goes "
+            "to temporary files",
+            "unit": "bytes",
+        },
+    )
     drain_s: float = field(
         default=30.0, metadata={"help": "how long sessions may still finish when the server leaves", "unit": "seconds"}
     )
@@ -72,5 +80,7 @@ class ServerConfig:
         for name in ("lease_s", "look_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
+        if self.log_bytes < 1:
+            raise ConfigError(f"log_bytes is {self.log_bytes}; it must be above 0")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")

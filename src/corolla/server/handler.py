@@ -6,22 +6,19 @@ the span came to be served.
 
 # B batch, T tokens, D model width, N packed tokens
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import anyio
 import torch
 
-from corolla.codec import check_preference, decode, encode
-from corolla.engine import Engine, Result, SessionRows
-from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired, SwarmError, UsageError
+from corolla.codec import check_preference
+from corolla.engine import Engine, SessionRows
+from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired, SwarmError
+from corolla.server.session import Outlet, ServedSession, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Gossip, Reach, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
-    Closed,
-    Done,
     Failure,
+    Feed,
     Forward,
     Gradients,
     OpenSession,
@@ -29,10 +26,7 @@ from corolla.wire import (
     ReachMessage,
     SessionOpened,
     SessionState,
-    Step,
-    TensorMeta,
     Timing,
-    split_payload,
 )
 from corolla.wire.frames import Buffer
 
@@ -44,6 +38,7 @@ class Handler:
 
     Args:
         gossip: What answers the swarm's own messages.
+        outlet: What sessions send to other servers with.
         lease_s: A session that says nothing for so long is ended.
         reach: What answers who wants to be reached; ``None`` for nobody.
 
@@ -51,11 +46,13 @@ class Handler:
         is_draining: Whether new sessions are turned away.
     """
 
-    def __init__(self, gossip: Gossip, *, lease_s: float, reach: Reach | None = None) -> None:
+    def __init__(self, gossip: Gossip, outlet: Outlet, *, lease_s: float, reach: Reach | None = None) -> None:
         self._gossip = gossip
+        self._outlet = outlet
         self._reach = reach
         self._lease_s = lease_s
         self._served: tuple[Engine, ModelId] | None = None
+        self._sessions: set[ServedSession] = set()
         self.is_draining = False
 
     def take_over(self, engine: Engine, model: ModelId) -> None:
@@ -85,6 +82,8 @@ class Handler:
                     await self._serve_session(channel, message)
                 case Forward() | Backward() as message:
                     await self._serve_request(channel, message, received.payload, received.deadline_s)
+                case Feed() as message:
+                    await self._serve_feed(channel, message)
                 case ReachMessage() as message if self._reach is not None:
                     await self._reach.handle(channel, message)
                 case message:
@@ -106,23 +105,25 @@ class Handler:
             await channel.send(reply, buffers, deadline_s=deadline_s)
 
     async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
-        state = SessionState()
+        state = SessionState("server")
         state.received(opening)
         try:
             check_may_use(channel)
             engine = self._engine_for(opening)
-            session = self._open_session(engine, opening)
+            rows = self._open_session(engine, opening)
         except Error as error:
             await channel.send(Failure.of(error))
             return
+        session = ServedSession(channel, opening, engine, rows, self._outlet)
+        self._sessions.add(session)
         try:
             opened = SessionOpened(lease_s=self._lease_s)
             state.sent(opened)
             await channel.send(opened)
-            while state.state == "open":
-                await self._serve_step(channel, state, _Session(engine, session, opening.codec))
+            await session.run(state, self._lease_s)
         finally:
-            engine.close_session(session)
+            self._sessions.remove(session)
+            engine.close_session(rows)
 
     def _open_session(self, engine: Engine, opening: OpenSession) -> SessionRows:
         check_preference(opening.codec)
@@ -130,21 +131,14 @@ class Handler:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
         return engine.open_session(opening.span, opening.rows, opening.max_tokens)
 
-    async def _serve_step(self, channel: Channel, state: SessionState, session: "_Session") -> None:
-        """Answer one message of an open session."""
-        with anyio.move_on_after(self._lease_s) as lease:
-            received = await channel.receive()
-        if lease.cancelled_caught:
-            raise SessionExpired(f"nothing was heard of the session for {self._lease_s:g} s; open another one")
-        state.received(received.message)
-        answer: Output | Done | Failure | Closed = Closed()
-        payload: list[Buffer] = []
-        if isinstance(received.message, Step):
-            answer, payload = await session.answer(received.message, received.payload, received.deadline_s)
-        else:
-            session.engine.close_session(session.rows)
-        state.sent(answer)
-        await channel.send(answer, payload, deadline_s=self._lease_s)
+    async def _serve_feed(self, channel: Channel, feed: Feed) -> None:
+        """Let the hop before feed a session, until it is over or fed by another."""
+        check_may_use(channel)
+        session = next((one for one in self._sessions if one.token == feed.token), None)
+        if session is None:
+            raise SessionExpired("no session here is fed with that token; it is over, or fed by another")
+        await session.be_fed(channel)
+        raise SessionExpired("the session is not fed on this stream any more")
 
     def _engine_for(self, request: OpenSession | Forward | Backward) -> Engine:
         """Give what computes; who asks for something that is not here has an old view of the swarm."""
@@ -159,39 +153,6 @@ class Handler:
         return engine
 
 
-class _Session(NamedTuple):
-    """An open session: where it is computed, what it holds there, and how its outputs travel."""
-
-    engine: Engine
-    rows: SessionRows
-    codec: str
-
-    async def answer(
-        self, step: Step, payload: memoryview, deadline_s: float | None
-    ) -> tuple[Output | Done | Failure, list[Buffer]]:
-        """Compute a step, or say why not if the session is as it was; what ends the session ends the stream."""
-        try:
-            with anyio.fail_after(deadline_s):
-                result = await self._compute(step, payload)
-        except TimeoutError as error:
-            raise _too_late(deadline_s) from error
-        except Error as error:
-            if self.rows.ended:
-                raise
-            return Failure.of(error), []
-        timing = Timing(result.queue_s, result.compute_s)
-        if step.is_quiet:
-            return Done(timing=timing), []
-        metas, buffers = _encode(result.tensors, self.codec)
-        return Output(tensors=metas, timing=timing), buffers
-
-    async def _compute(self, step: Step, payload: memoryview) -> Result:
-        (hidden_ND,) = _decode(self.engine, (step.hidden,), payload, axes=2)
-        return await self.engine.step(
-            self.rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=step.taps
-        )
-
-
 def _too_late(deadline_s: float | None) -> PeerTimeout:
     return PeerTimeout(
         f"it was not done within the {deadline_s or 0:g} s that were given; ask for less at once, or give it more time"
@@ -202,7 +163,7 @@ async def _compute(
     engine: Engine, message: Forward | Backward, payload: memoryview
 ) -> tuple[Output | Gradients, list[Buffer]]:
     metas = (message.hidden,) if isinstance(message, Forward) else message.tensors
-    hidden_BTD, *grads_BTD = _decode(engine, metas, payload, axes=3)
+    hidden_BTD, *grads_BTD = decode_tensors(engine, metas, payload, axes=3)
     if isinstance(message, Backward) and len(grads_BTD) != 1 + len(message.taps):
         raise RemoteProtocolError(f"{len(grads_BTD)} gradients came for an output and {len(message.taps)} taps")
     if any(grad_BTD.shape != hidden_BTD.shape for grad_BTD in grads_BTD):
@@ -217,27 +178,9 @@ async def _compute(
         taps=message.taps,
         grads_BTD=tuple(grads_BTD) or None,
     )
-    tensors, buffers = _encode(result.tensors, message.codec)
+    tensors, buffers = encode_tensors(result.tensors, message.codec)
     answer = Output if isinstance(message, Forward) else Gradients
     return answer(tensors=tensors, timing=Timing(result.queue_s, result.compute_s)), buffers
-
-
-def _decode(engine: Engine, metas: Sequence[TensorMeta], payload: memoryview, *, axes: int) -> list[torch.Tensor]:
-    span = engine.span
-    for meta in metas:
-        if len(meta.shape) != axes or meta.shape[-1] != span.hidden_size:
-            raise UsageError(
-                f"a tensor of shape {list(meta.shape)} was sent to blocks that take {axes} axes, the last of "
-                f"{span.hidden_size} values"
-            )
-    parts = split_payload(payload, [meta.nbytes for meta in metas])
-    tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
-    return [tensor.to(span.dtype) for tensor in tensors]
-
-
-def _encode(tensors: Sequence[torch.Tensor], codec_name: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:
-    encoded = [encode(tensor, codec_name) for tensor in tensors]
-    return tuple(one.meta for one in encoded), [buffer for one in encoded for buffer in one.buffers]
 
 
 def _integers(data: bytes | None, dtype: torch.dtype, rows: int, tokens: int) -> torch.Tensor | None:

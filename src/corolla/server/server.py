@@ -14,12 +14,14 @@ from corolla import __version__
 from corolla.engine import Engine, EngineConfig, Load, computing_threads
 from corolla.errors import CapacityError, ModelError, ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
+from corolla.replay import Store
 from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, open_model
 from corolla.server.meeting import Meeting
 from corolla.server.rebalancing import Rebalancer
+from corolla.server.session import Outlet
 from corolla.server.successors import Successors
 from corolla.server.tenure import Tenure
 from corolla.swarm import (
@@ -110,7 +112,9 @@ class Server:
         )
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
-        self._handler = Handler(self._gossip, lease_s=config.lease_s, reach=self._reach)
+        self._handler = Handler(
+            self._gossip, Outlet(self._endpoint, Store(config.log_bytes)), lease_s=config.lease_s, reach=self._reach
+        )
         self._model: Model | None = None
         self._tenure: Tenure | None = None
         self._engine: Engine | None = None

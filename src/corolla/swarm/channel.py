@@ -136,6 +136,10 @@ class Channel:
         self._frames = iter(())
         return self._stream, self._decoder.take_rest()
 
+    def settle(self) -> None:
+        """Note that a conversation has ended by its own rules, however many messages each side has sent in it."""
+        self._received = self._sent
+
     async def send(self, message: Message, payload: Sequence[Buffer] = (), *, deadline_s: float | None = None) -> None:
         """Send a message.
 

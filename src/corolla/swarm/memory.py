@@ -32,6 +32,7 @@ class MemoryNetwork:
         self._listeners: dict[Address, MemoryListener] = {}
         self._streams: set[MemoryStream] = set()
         self._cut: set[PeerId] = set()
+        self._separated: set[frozenset[PeerId]] = set()
         self._drops: dict[PeerId, int] = {}
         self._next_port = 1
 
@@ -48,6 +49,12 @@ class MemoryNetwork:
     def mend(self, peer: PeerId) -> None:
         """Undo :meth:`cut`."""
         self._cut.discard(peer)
+
+    def separate(self, one: PeerId, other: PeerId) -> None:
+        """Let two peers not reach each other any more, and break the streams between them."""
+        self._separated.add(frozenset((one, other)))
+        for stream in [stream for stream in self._streams if {stream.owner, stream.peer} == {one, other}]:
+            stream.break_now()
 
     def drop_after(self, peer: PeerId, nbytes: int) -> None:
         """Break the next stream on which a peer has sent this many bytes from now on, once."""
@@ -74,7 +81,11 @@ class MemoryNetwork:
 
     def _connect(self, dialler: PeerId, peer: PeerId | None, address: Address) -> "MemoryStream":
         listener = self._listeners.get(address)
-        if listener is None or self._cut & {dialler, listener.owner}:
+        if (
+            listener is None
+            or self._cut & {dialler, listener.owner}
+            or frozenset((dialler, listener.owner)) in self._separated
+        ):
             raise PeerUnreachable(f"{address}: nobody listens there", peer=peer)
         if peer not in (None, listener.owner):
             raise PeerUnreachable(f"{address}: expected peer {peer}, found peer {listener.owner}", peer=peer)

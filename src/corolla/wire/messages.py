@@ -2,8 +2,8 @@
 
 A stream is a conversation between two peers. The side that opened it speaks first; every message that asks for
 something gets exactly one answer, a :class:`Failure` if need be. A session occupies its stream from
-:class:`OpenSession` until :class:`Closed` (``wire/states.py`` has the table); between sessions a stream can be used
-again.
+:class:`OpenSession` until :class:`Closed`; what is said in it is in ``wire/sessions.py``, and when, in
+``wire/states.py``. Between sessions a stream can be used again.
 """
 
 from typing import Annotated, TypeVar
@@ -11,20 +11,42 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from corolla.errors import Error, PeerBusy, RemoteProtocolError, revive
-from corolla.terms import MODEL_ID_PATTERN as _MODEL_ID
-from corolla.terms import PEER_ID_PATTERN, DType, ModelId, PeerId, Span
+from corolla.errors import RemoteProtocolError
+from corolla.terms import PeerId, Span
 from corolla.wire.limits import (
     MAX_PROOF_BYTES,
     MAX_RECORD_BYTES,
     MAX_RECORDS,
     MAX_REVOKED_BYTES,
-    MAX_ROWS,
-    MAX_STEP_TOKENS,
     MAX_TENSORS,
+)
+from corolla.wire.parts import (
+    Blocks,
+    CheckedModelId,
+    CheckedPeerId,
+    CodecName,
+    Count,
+    Failure,
+    Seconds,
+    TensorMeta,
+    Timing,
 )
 from corolla.wire.reach import REACH_MESSAGES
 from corolla.wire.root import Message
+from corolla.wire.sessions import (
+    Closed,
+    CloseSession,
+    Done,
+    Expect,
+    Feed,
+    OpenSession,
+    Output,
+    Redirect,
+    Redirected,
+    SessionOpened,
+    Step,
+    Successor,
+)
 
 __all__ = [
     "Ack",
@@ -32,7 +54,9 @@ __all__ = [
     "CloseSession",
     "Closed",
     "Done",
+    "Expect",
     "Failure",
+    "Feed",
     "Forward",
     "Gradients",
     "Greeting",
@@ -45,75 +69,18 @@ __all__ = [
     "Reconcile",
     "Reconciled",
     "Record",
+    "Redirect",
+    "Redirected",
     "SessionOpened",
     "Step",
     "Subscribe",
+    "Successor",
     "TensorMeta",
     "Timing",
     "decode_message",
     "encode_message",
     "expect",
 ]
-
-_Count = Annotated[int, Meta(ge=0, le=2**53)]
-_Positive = Annotated[int, Meta(gt=0, le=2**31 - 1)]
-_Tokens = Annotated[int, Meta(ge=0, le=MAX_STEP_TOKENS)]
-_Row = Annotated[int, Meta(ge=0, lt=MAX_ROWS)]
-_Rows = Annotated[tuple[_Row, ...], Meta(max_length=MAX_ROWS)]
-_Counts = Annotated[tuple[_Tokens, ...], Meta(min_length=1, max_length=MAX_ROWS)]
-_Blocks = Annotated[tuple[_Count, ...], Meta(max_length=MAX_TENSORS)]
-_CodecName = Annotated[str, Meta(max_length=32)]
-_Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-_Text = Annotated[str, Meta(max_length=4096)]
-_ModelId = Annotated[ModelId, Meta(pattern=_MODEL_ID)]
-_PeerId = Annotated[PeerId, Meta(pattern=PEER_ID_PATTERN)]
-
-
-class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
-    """How to read one tensor of a payload.
-
-    Args:
-        codec: The name of the codec that made the bytes.
-        dtype: The number format of the tensor before it was encoded, and again after it is decoded.
-        shape: Its axes, at most four, none of them empty.
-        nbytes: How many bytes of the payload it takes.
-    """
-
-    codec: _CodecName
-    dtype: DType
-    shape: Annotated[tuple[_Positive, ...], Meta(min_length=1, max_length=4)]
-    nbytes: _Count
-
-
-class Timing(msgspec.Struct, frozen=True, array_like=True):
-    """Where a server's time went for one request, in seconds."""
-
-    queue_s: _Seconds
-    compute_s: _Seconds
-
-
-class Failure(Message, frozen=True, tag=True):
-    """The answer to a request that could not be met.
-
-    Args:
-        code: The ``code`` of a class in ``corolla/errors.py``.
-        message: What happened, for people.
-        retry_after_s: When the peer expects to have room again, if that is the trouble.
-    """
-
-    code: Annotated[str, Meta(max_length=64)]
-    message: _Text
-    retry_after_s: _Seconds | None = None
-
-    @classmethod
-    def of(cls, error: Error) -> "Failure":
-        """Put an error on the wire."""
-        retry_after_s = error.retry_after_s if isinstance(error, PeerBusy) else None
-        return cls(code=error.code, message=error.message[:4096], retry_after_s=retry_after_s)
-
-    def error(self, peer: PeerId) -> Error:
-        """Take the error off the wire, as reported by ``peer``."""
-        return revive(self.code, self.message, peer=peer, retry_after_s=self.retry_after_s)
 
 
 class Ack(Message, frozen=True, tag=True):
@@ -145,84 +112,6 @@ class Greeting(Message, frozen=True, tag=True):
     revoked: Annotated[bytes, Meta(max_length=MAX_REVOKED_BYTES)] | None = None
 
 
-class OpenSession(Message, frozen=True, tag=True):
-    """Asks a server for room to generate on; answered by :class:`SessionOpened`.
-
-    Args:
-        model: The weights that the client means. span: The blocks to run, within the server's span. rows: How many
-        sequences the session holds. max_tokens: How many tokens one row is expected to reach; admission counts on
-        it, growth beyond it is best effort. codec: How outputs should be encoded.
-    """
-
-    model: _ModelId
-    span: Span
-    rows: Annotated[int, Meta(gt=0, le=MAX_ROWS)]
-    max_tokens: Annotated[int, Meta(gt=0, le=MAX_STEP_TOKENS)]
-    codec: _CodecName
-
-
-class SessionOpened(Message, frozen=True, tag=True):
-    """The session's lease has begun.
-
-    Args:
-        lease_s: The session ends if nothing is heard of it for this long, in seconds.
-    """
-
-    lease_s: _Seconds
-
-
-class Step(Message, frozen=True, tag=True):
-    """Runs new tokens through the session's blocks; answered by :class:`Output`, or :class:`Done`.
-
-    The payload is one tensor ``[N, D]``: the new tokens of all rows, row after row, without padding.
-
-    Args:
-        starts: For each row, how many tokens it keeps; fewer than it has rewinds it. counts: For each row, how many
-        new tokens follow; they add up to N. hidden: The payload's tensor. order: For each row, the row whose stored
-        tokens it continues; ``None`` leaves the rows as they are. Beam search
-            reorders with it. Applied before ``starts``.
-        taps: Absolute indices of blocks whose outputs are wanted as well.
-        is_quiet: Whether the keys and values are all that is wanted, as in a replay; answered by :class:`Done`.
-    """
-
-    starts: _Counts
-    counts: _Counts
-    hidden: TensorMeta
-    order: _Rows | None = None
-    taps: _Blocks = ()
-    is_quiet: bool = False
-
-
-class Output(Message, frozen=True, tag=True):
-    """What blocks made of the tokens of a :class:`Step` or a :class:`Forward`.
-
-    Args:
-        tensors: The last block's output, then one for each tap, in the order asked for; each shaped like the input.
-        timing: Where the time went.
-    """
-
-    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
-    timing: Timing
-
-
-class Done(Message, frozen=True, tag=True):
-    """A :class:`Step` was taken, and nobody here waits for its output.
-
-    Args:
-        timing: Where the time went.
-    """
-
-    timing: Timing
-
-
-class CloseSession(Message, frozen=True, tag=True):
-    """Ends the session and frees its pages; answered by :class:`Closed`."""
-
-
-class Closed(Message, frozen=True, tag=True):
-    """The session is over and the stream is free for another."""
-
-
 class Forward(Message, frozen=True, tag=True):
     """Runs whole sequences through blocks and keeps nothing; answered by :class:`Output`.
 
@@ -238,13 +127,13 @@ class Forward(Message, frozen=True, tag=True):
         taps: Absolute indices of blocks whose outputs are wanted as well.
     """
 
-    model: _ModelId
+    model: CheckedModelId
     span: Span
     hidden: TensorMeta
-    codec: _CodecName
+    codec: CodecName
     attention_mask: bytes | None = None
     position_ids: bytes | None = None
-    taps: _Blocks = ()
+    taps: Blocks = ()
 
 
 class Backward(Message, frozen=True, tag=True):
@@ -263,13 +152,13 @@ class Backward(Message, frozen=True, tag=True):
         taps: As in the :class:`Forward`.
     """
 
-    model: _ModelId
+    model: CheckedModelId
     span: Span
     tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=2, max_length=MAX_TENSORS)]
-    codec: _CodecName
+    codec: CodecName
     attention_mask: bytes | None = None
     position_ids: bytes | None = None
-    taps: _Blocks = ()
+    taps: Blocks = ()
 
 
 class Gradients(Message, frozen=True, tag=True):
@@ -295,7 +184,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
     body: Annotated[bytes, Meta(max_length=MAX_RECORD_BYTES)]
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
-    age_s: _Seconds
+    age_s: Seconds
 
 
 _Records = Annotated[tuple[Record, ...], Meta(max_length=MAX_RECORDS)]
@@ -308,7 +197,7 @@ class Reconcile(Message, frozen=True, tag=True):
         digest: For each known peer, the sequence of its newest announcement.
     """
 
-    digest: Annotated[dict[_PeerId, _Count], Meta(max_length=1 << 14)]
+    digest: Annotated[dict[CheckedPeerId, Count], Meta(max_length=1 << 14)]
 
 
 class Reconciled(Message, frozen=True, tag=True):
@@ -320,7 +209,7 @@ class Reconciled(Message, frozen=True, tag=True):
     """
 
     records: _Records
-    wanted: Annotated[tuple[_PeerId, ...], Meta(max_length=MAX_RECORDS)] = ()
+    wanted: Annotated[tuple[CheckedPeerId, ...], Meta(max_length=MAX_RECORDS)] = ()
 
 
 class Publish(Message, frozen=True, tag=True):
@@ -342,6 +231,7 @@ class Subscribe(Message, frozen=True, tag=True):
 _CONCRETE = (
     Failure | Ack | Ping | Pong | Greeting
     | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
+    | Expect | Redirect | Redirected | Feed
     | Forward | Backward | Gradients
     | Reconcile | Reconciled | Publish | Subscribe
     | REACH_MESSAGES

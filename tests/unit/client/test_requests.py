@@ -145,7 +145,8 @@ def lying(*shapes, metas=None):
         encoded = [encode(torch.zeros(shape), "raw") for shape in shapes]
         buffers = [buffer for one in encoded for buffer in one.buffers]
         described = metas or tuple(one.meta for one in encoded)
-        await channel.send(Output(tensors=described, timing=Timing(0.0, 0.0)), buffers)
+        number = getattr(message, "number", 0)
+        await channel.send(Output(tensors=described, timing=Timing(0.0, 0.0), number=number), buffers)
 
     return answer
 

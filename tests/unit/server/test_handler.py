@@ -2,6 +2,9 @@
 
 # N packed tokens, D model width
 
+import itertools
+import re
+
 import anyio
 import pytest
 import torch
@@ -35,6 +38,7 @@ from corolla.wire import (
     SessionOpened,
     Step,
     TensorMeta,
+    Timing,
 )
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +55,8 @@ def opening(**changes):
 def step(tokens=3, start=0, width=WIDTH, **changes):
     hidden_ND = torch.ones(tokens, width)
     encoded = encode(hidden_ND, "raw")
-    return Step(**{"starts": (start,), "counts": (tokens,), "hidden": encoded.meta} | changes), encoded.buffers
+    fields = {"starts": (start,), "counts": (tokens,), "hidden": encoded.meta, "number": 1}
+    return Step(**fields | changes), encoded.buffers
 
 
 def forward(tokens=3, width=WIDTH, **changes):
@@ -100,12 +105,19 @@ async def test_an_opening_that_cannot_be_is_refused_and_the_channel_stays(hosts,
 @pytest.mark.parametrize(
     ("message", "error", "words"),
     [
-        (step(width=32), UsageError, r"shape \[3, 32\] was sent to blocks that take 2 axes, the last of 64 values"),
-        (step(taps=(7,)), UsageError, r"outputs of blocks \[7\]"),
-        (step(tokens=300), ContextTooLong, "300 tokens.*256"),
-        (step(hidden=TensorMeta("gzip", "float32", (3, WIDTH), 768)), CodecError, "no codec 'gzip'"),
-        (step(hidden=TensorMeta("raw", "float32", (3, WIDTH), 700)), RemoteProtocolError, "700 payload bytes.* 768"),
-        (step(hidden=TensorMeta("int8", "float32", (3, WIDTH), 768)), CodecError, "768"),
+        (
+            step(width=32, number=2),
+            UsageError,
+            r"shape \[3, 32\] was sent to blocks that take 2 axes, the last of 64 values",
+        ),
+        (step(tokens=300, number=2), ContextTooLong, "300 tokens.*256"),
+        (step(number=2, hidden=TensorMeta("gzip", "float32", (3, WIDTH), 768)), CodecError, "no codec 'gzip'"),
+        (
+            step(number=2, hidden=TensorMeta("raw", "float32", (3, WIDTH), 700)),
+            RemoteProtocolError,
+            "700 payload bytes.* 768",
+        ),
+        (step(number=2, hidden=TensorMeta("int8", "float32", (3, WIDTH), 768)), CodecError, "768"),
     ],
 )
 async def test_a_refused_step_leaves_the_session_as_it_was(hosts, message, error, words):
@@ -114,7 +126,7 @@ async def test_a_refused_step_leaves_the_session_as_it_was(hosts, message, error
         before = await ask(channel, *step())
         with pytest.raises(error, match=words):
             await ask(channel, *message)
-        after = await ask(channel, *step())  # the same tokens again, from the beginning
+        after = await ask(channel, *step(number=2))  # the same tokens again, from the beginning
         assert bytes(after.payload) == bytes(before.payload)
         assert host.engine.load.sessions == 1
 
@@ -122,7 +134,7 @@ async def test_a_refused_step_leaves_the_session_as_it_was(hosts, message, error
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (step(start=9), "starts at position 9 of row 0, which has 0 tokens"),
+        ((Done(timing=Timing(0.0, 0.0)), ()), "Done does not belong"),
         (step(starts=(0, 0), counts=(1, 2)), "a step for 2 rows in a session of 1"),
         (step(counts=(7,)), "a step of 7 tokens with a tensor of shape"),
         (step(order=(3,)), "an order that does not fit the session's 1 rows"),
@@ -168,24 +180,41 @@ async def test_a_session_that_says_nothing_is_told_so_and_loses_its_pages(hosts,
         await channel.aclose()
 
 
-async def test_a_quiet_step_is_taken_and_answered_without_its_output(hosts):
+async def test_a_step_of_a_replay_is_answered_without_its_output(hosts):
     async with hosts.host() as host, hosts.channel(host) as channel:
         await ask(channel, opening(), expected=SessionOpened)
         await ask(channel, *step(5))
-        loud = await ask(channel, *step(1, start=5))
-        done = await ask(channel, *step(5, is_quiet=True), expected=Done)
+        loud = await ask(channel, *step(1, start=5, number=2))
+        done = await ask(channel, *step(5, number=0), expected=Done)
         assert not done.payload
         assert done.message.timing.compute_s > 0
-        again = await ask(channel, *step(1, start=5))
+        again = await ask(channel, *step(1, start=5, number=3))
         assert again.payload == loud.payload
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(2, "keep \\[9\\] tokens, but have stored \\[3\\]"), (3, "step 3 came after step 1")]
+)
+async def test_a_step_that_does_not_follow_is_refused_with_its_number(hosts, number, words):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await ask(channel, opening(), expected=SessionOpened)
+        await ask(channel, *step())
+        message, payload = step(start=9, number=number)
+        await channel.send(message, payload)
+        refused = (await channel.receive()).message
+        assert refused.number == number
+        assert re.search(words, refused.message)
+        await ask(channel, *step(start=3, number=2))
 
 
 async def test_steps_keep_a_session_alive(hosts):
     async with hosts.host(lease_s=0.5) as host, hosts.channel(host) as channel:
         await ask(channel, opening(), expected=SessionOpened)
         began_s = anyio.current_time()
-        while anyio.current_time() < began_s + 0.7:
-            await ask(channel, *step())
+        for number in itertools.count(1):
+            await ask(channel, *step(number=number))
+            if anyio.current_time() > began_s + 0.7:
+                break
 
 
 async def test_a_step_that_is_not_done_in_time_ends_the_session(hosts, until):
@@ -273,10 +302,10 @@ async def test_numbers_that_are_none_pass_through(hosts):
         await ask(channel, opening(), expected=SessionOpened)
         nan_ND = torch.full((3, WIDTH), float("nan"))
         encoded = encode(nan_ND, "raw")
-        message = Step(starts=(0,), counts=(3,), hidden=encoded.meta)
+        message = Step(starts=(0,), counts=(3,), hidden=encoded.meta, number=1)
         received = await ask(channel, message, encoded.buffers)
         assert torch.frombuffer(received.payload, dtype=torch.float32).isnan().all()
-        await ask(channel, *step())
+        await ask(channel, *step(number=2))
 
 
 async def test_a_client_that_vanishes_in_a_step_leaves_no_pages_behind(hosts, until):
