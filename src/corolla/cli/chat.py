@@ -20,6 +20,7 @@ MODEL_FLAGS = (
     Flag("chat.peers", "--peer"),
     Flag("swarm.invite"),
     Flag("swarm.lan", "--lan/--no-lan"),
+    Flag("swarm.dht"),
     Flag("chat.max_new_tokens"),
     Flag("chat.temperature"),
     Flag("chat.top_p"),

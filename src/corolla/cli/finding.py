@@ -1,4 +1,4 @@
-"""Whom a command turns to: the peers that it was told of, or else those on the local network."""
+"""Whom a command turns to: the peers that it was told of, or else those that it finds by itself."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from corolla.cli.config import ChatConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.settings import Settings
 from corolla.errors import UsageError
-from corolla.swarm import Invite, LocalNetwork, Neighbour, SwarmConfig, Topic
+from corolla.hub import HubConfig, open_repository
+from corolla.swarm import Invite, LocalNetwork, MainlineDht, Neighbour, SwarmConfig, Topic
+from corolla.terms import Address
 
 __all__ = ["find_peers"]
-
-_MISSING = "no peer of a swarm is given: add --peer tls://host:port, as corolla serve prints it, or an --invite"
 
 
 def find_peers(settings: Settings, output: Output) -> tuple[str, ...]:
@@ -23,33 +23,47 @@ def find_peers(settings: Settings, output: Output) -> tuple[str, ...]:
         output: Hears which swarm was found, if it was told of none.
 
     Raises:
-        UsageError: If none is given and none is found, or several are and nothing says which is meant.
+        UsageError: If none is given and none is found, or several models are and none is named.
+        ConfigError: If the DHT is wanted and libtorrent is not there.
     """
     config, swarm = settings.get(ChatConfig), settings.get(SwarmConfig)
     invite = None if swarm.invite is None else Invite.read(swarm.invite)
     if config.peers or (invite and invite.peers):
         return config.peers
-    if not swarm.lan:
-        raise UsageError(_MISSING)
-    found = anyio.run(_look, swarm, Topic(invite.grant.swarm if invite else None, None))
-    if not found:
-        raise UsageError(f"{_MISSING}; none was found on the local network")
-    chosen = _choose(found, config.model)
-    name = without_controls(chosen[0].model_name)
-    peers = tuple(f"{address}/{one.contact.peer}" for one in chosen for address in one.contact.addresses)
-    output.note(f"found {len(chosen)} servers of {name} on the local network, the first at {peers[0]}", "dim")
-    return peers
+    topic = Topic(invite.grant.swarm if invite else None, None)
+    if swarm.lan and (neighbours := anyio.run(_look_nearby, swarm, topic)):
+        return _choose(neighbours, config.model, output)
+    if swarm.dht:
+        if invite is None and config.model:
+            topic = Topic(None, open_repository(config.model, config=settings.get(HubConfig)).model_id)
+        if found := anyio.run(_look_anywhere, swarm, topic):
+            output.note(f"found {len(found)} addresses in the DHT, the first {found[0]}", "dim")
+            return tuple(found)
+    places = [name for name, is_on in (("on the local network", swarm.lan), ("in the DHT", swarm.dht)) if is_on]
+    nowhere = f"; none was found {' or '.join(places)}" if places else ""
+    raise UsageError(
+        "no peer of a swarm is given: add --peer tls://host:port, as corolla serve prints it, or an --invite" + nowhere
+    )
 
 
-async def _look(config: SwarmConfig, topic: Topic) -> list[Neighbour]:
+async def _look_nearby(config: SwarmConfig, topic: Topic) -> list[Neighbour]:
     async with LocalNetwork(config.lan_interface) as network:
         return await network.look(lambda one: one.fits(topic), config.lan_s)
 
 
-def _choose(found: Sequence[Neighbour], model: str | None) -> list[Neighbour]:
+async def _look_anywhere(config: SwarmConfig, topic: Topic) -> list[Address]:
+    async with MainlineDht(config) as dht:
+        return await dht.look(topic, config.dht_s)
+
+
+def _choose(found: Sequence[Neighbour], model: str | None, output: Output) -> tuple[str, ...]:
     """Take the servers of one model: the one that is named, or the only one."""
     tags = {one.model_tag for one in found if model in (None, one.model_name)} or {one.model_tag for one in found}
     if len(tags) > 1:
         names = sorted({without_controls(one.model_name) for one in found})
         raise UsageError(f"servers of {len(tags)} models are on the local network; name one of: {', '.join(names)}")
-    return [one for one in found if one.model_tag in tags]
+    chosen = [one for one in found if one.model_tag in tags]
+    peers = tuple(f"{address}/{one.contact.peer}" for one in chosen for address in one.contact.addresses)
+    name = without_controls(chosen[0].model_name)
+    output.note(f"found {len(chosen)} servers of {name} on the local network, the first at {peers[0]}", "dim")
+    return peers

@@ -33,6 +33,7 @@ __all__ = ["serve"]
         Flag("swarm.invite"),
         Flag("server.new_swarm"),
         Flag("swarm.lan", "--lan/--no-lan"),
+        Flag("swarm.dht"),
         Flag("server.blocks"),
         Flag("server.num_blocks"),
         Flag("server.stay"),

@@ -52,6 +52,7 @@ swarm = typer.Typer(
         Flag("chat.peers", "--peer"),
         Flag("swarm.invite"),
         Flag("swarm.lan", "--lan/--no-lan"),
+        Flag("swarm.dht"),
         Flag("output.json"),
         Flag("output.quiet"),
     ),

@@ -19,7 +19,6 @@ from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, open_model
-from corolla.server.meeting import Meeting
 from corolla.server.rebalancing import Rebalancer
 from corolla.server.session import Outlet
 from corolla.server.successors import Successors
@@ -31,6 +30,7 @@ from corolla.swarm import (
     Endpoint,
     Gossip,
     Identity,
+    Meeting,
     Reach,
     RelayConfig,
     RelayLoad,
@@ -181,7 +181,8 @@ class Server:
         await reach("left")
 
     async def _live(self, reach: Callable[[Stage], Awaitable[None]], report: Progress) -> None:
-        meeting = Meeting(self.config, self._endpoint, self._contacts)
+        host, is_apart = self.config.host, self.config.new_swarm
+        meeting = Meeting(self._endpoint, self._contacts, host=host, is_apart=is_apart)
         async with self._endpoint, meeting, anyio.create_task_group() as tasks:
             announce = tuple(Address(address) for address in self.config.announce)
             scheme = self._transport.scheme

@@ -8,6 +8,7 @@ from corolla.swarm.admission import check_may_use
 from corolla.swarm.channel import Channel, Received
 from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
 from corolla.swarm.contacts import Contact, Contacts
+from corolla.swarm.dht import MainlineDht
 from corolla.swarm.directory import Directory, Verdict
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
 from corolla.swarm.gossip import Gossip
@@ -15,6 +16,7 @@ from corolla.swarm.identity import Identity, public_key_of, verify
 from corolla.swarm.invite import Grant, Invite
 from corolla.swarm.lan import LocalNetwork, Neighbour, is_loopback
 from corolla.swarm.light import LightPeer
+from corolla.swarm.meeting import Meeting
 from corolla.swarm.membership import Membership, Revocations
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
 from corolla.swarm.pings import Pings
@@ -41,6 +43,8 @@ __all__ = [
     "LightPeer",
     "Listener",
     "LocalNetwork",
+    "MainlineDht",
+    "Meeting",
     "Membership",
     "MemoryNetwork",
     "MemoryTransport",

@@ -68,6 +68,17 @@ class SwarmConfig:
     )
     relays: int = _limit(2, "relays", "Relays through which this peer can be reached, if it cannot be dialled.")
     reach_check_s: float = _setting(60.0, "s", "Find out again this often whether this peer can be dialled.")
+    dht: bool = field(
+        default=False, metadata={"help": "Find and be found by peers anywhere, through the BitTorrent Mainline DHT."}
+    )
+    dht_s: float = _setting(15.0, "s", "Look for peers in the DHT for this long.")
+    dht_bootstrap: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Peers of a DHT of one's own, host:port, to use instead of the public one; default: that."},
+    )
+    dht_listen: str | None = field(
+        default=None, metadata={"help": "Where to take part in the DHT, address:port; default: any, on all interfaces."}
+    )
     max_remembered: int = _limit(64, "peers", "Peers written down for the next start.")
 
     def __post_init__(self) -> None:

@@ -53,7 +53,8 @@ class Neighbour(NamedTuple):
 
     def fits(self, topic: Topic) -> bool:
         """Say whether it is one of those whom the topic means."""
-        return self.swarm_tag == topic.swarm_tag and topic.model_tag in (None, self.model_tag)
+        is_model = topic.swarm is not None or topic.model_tag in (None, self.model_tag)
+        return self.swarm_tag == topic.swarm_tag and is_model
 
 
 class LocalNetwork:

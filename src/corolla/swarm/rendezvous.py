@@ -21,8 +21,8 @@ class Topic(NamedTuple):
     """Whom a peer wants to meet.
 
     Args:
-        swarm: Members of this private swarm; ``None`` for public peers.
-        model: Servers of this model; ``None`` for those of any.
+        swarm: Members of this private swarm, whatever they serve; ``None`` for public peers.
+        model: Among public peers, servers of this model; ``None`` for those of any.
     """
 
     swarm: SwarmId | None
@@ -40,8 +40,8 @@ class Topic(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """Twenty bytes that stand for both, as the key of a lookup."""
-        return _digest("key", self.swarm or "", self.model or "")[:20]
+        """Twenty bytes that stand for the private swarm, or for the model in public ones, as the key of a lookup."""
+        return _digest("model", self.model or "")[:20] if self.swarm is None else _digest("members", self.swarm)[:20]
 
 
 def _digest(*parts: str) -> bytes:
