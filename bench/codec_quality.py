@@ -7,9 +7,7 @@ variants of int8 that were not chosen.
 
 # W windows, T tokens, D model width, V vocabulary
 
-import importlib
 import importlib.util
-import inspect
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.passages import token_windows
 from bench.report import Row, write_report
 from corolla.codec import CODECS, Codec, codec_named
 from corolla.codec.blockwise import Blockwise
@@ -33,11 +32,6 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CUTS = (10, 20)
 WINDOWS = 6
 WINDOW_TOKENS = 512
-MODULES = (
-    "argparse", "logging", "heapq", "pickle", "random", "decimal", "statistics", "threading", "typing", "functools",
-    "datetime", "bisect", "textwrap", "inspect", "dis", "ast", "tarfile", "shlex",
-)  # fmt: skip
-
 
 @dataclass
 class Variant:
@@ -86,9 +80,7 @@ def load() -> tuple[torch.nn.Module, Tensor]:
     folder = Path(spec.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32).eval()
-    text = "\n".join(inspect.getdoc(importlib.import_module(name)) or "" for name in MODULES)
-    tokens_T = tokenizer(text, return_tensors="pt").input_ids[0, : WINDOWS * WINDOW_TOKENS]
-    return model, tokens_T.view(WINDOWS, WINDOW_TOKENS)
+    return model, token_windows(tokenizer, WINDOWS, WINDOW_TOKENS)
 
 
 def make_variants(row_D: Tensor) -> list[Variant]:

@@ -3,13 +3,26 @@
 # B batch, T tokens, D model width
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from corolla.blocks import build_tiny, load_span, needed_edge_keys, needed_keys, split_model, weight_bytes
+from corolla.blocks import (
+    GrowingKV,
+    PackedRow,
+    block_bytes,
+    build_tiny,
+    check_family,
+    load_span,
+    needed_edge_keys,
+    needed_keys,
+    split_model,
+    weight_bytes,
+)
+from corolla.blocks.products import FrozenLayer
 from corolla.blocks.zoo import default_config
 from corolla.errors import BadCheckpoint, UnsupportedModel, UsageError
 from corolla.terms import Span
@@ -175,3 +188,35 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path):
 
 def write_index(directory, files):
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma3_text"])
+def test_a_quantised_span_differentiates_as_its_dequantised_self(family, quantization, tmp_path):
+    save(family, tmp_path)
+    span, seen = Span(1, 3), []
+    loaded = load_span(tmp_path, span, dtype=quantization, progress=lambda *now: seen.append(now))
+    assert seen[-1] == (2, 2)
+    dense = load_span(tmp_path, span, dtype=torch.bfloat16, report=replace(check_family(loaded.config), is_lean=False))
+    for name, layer in loaded.blocks.named_modules():
+        if isinstance(layer, FrozenLayer):
+            dense.blocks.get_submodule(name).weight.data = layer.dense()
+    hidden_BTD = torch.randn(2, 9, loaded.hidden_size, dtype=torch.bfloat16)
+    row_ND = hidden_BTD[0]
+
+    def run(one):
+        input_BTD = hidden_BTD.clone().requires_grad_()
+        output_BTD, _ = one(input_BTD)
+        output_BTD.square().sum().backward()
+        with torch.inference_mode():
+            packed_ND, _ = one.forward_packed(row_ND, [PackedRow(0, len(row_ND), GrowingKV())])
+        return output_BTD, input_BTD.grad, packed_ND
+
+    for _ in range(2):  # before and after inference
+        *exact, packed_ND = run(loaded)
+        *expected, dense_ND = run(dense)
+        assert all(torch.equal(actual, wanted) for actual, wanted in zip(exact, expected, strict=True))
+        assert float((packed_ND - dense_ND).abs().max() / dense_ND.abs().max()) < 0.05
+    config = loaded.config
+    expected_bytes = sum(block_bytes(config, quantization)[1:3])
+    assert loaded.weight_bytes == pytest.approx(expected_bytes, rel=0.05)  # scales weigh in a block as tiny as this

@@ -16,6 +16,7 @@ from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
 from corolla.blocks.loading import block_bytes, load_span, needed_keys, weight_bytes
 from corolla.blocks.products import use_threads
+from corolla.blocks.quantized import Quantization
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.span import BlockSpan
@@ -29,6 +30,7 @@ __all__ = [
     "GrowingKV",
     "KVView",
     "PackedRow",
+    "Quantization",
     "RemoteBlocks",
     "SessionCache",
     "block_bytes",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from corolla.blocks.packing import Attention, PackedBatch, attend
-from corolla.blocks.products import order, product_with
+from corolla.blocks.products import FrozenLayer, order, product_with
 
 __all__ = ["LeanBlock", "Rotation"]
 
@@ -73,12 +73,18 @@ class LeanBlock:
     @staticmethod
     def fits(block: nn.Module) -> bool:
         """Say whether a block has the parts of this kind and no others; whether it joins them alike is to be tested."""
-        parts = {name: part for name, part in block.named_modules() if next(part.parameters(False), None) is not None}
+        parts = {
+            name: part
+            for name, part in block.named_modules()
+            if next(part.parameters(False), None) is not None or isinstance(part, FrozenLayer)
+        }
         has_all = set(parts) in ({*_NORMS, *_LAYERS}, {*_NORMS, *_LAYERS, *_HEAD_NORMS})
         layers = [part for name, part in parts.items() if name in _LAYERS]
         modules = dict(block.named_modules())
         has_rest = "mlp.act_fn" in modules and isinstance(getattr(modules.get("self_attn"), "head_dim", None), int)
-        return has_all and has_rest and all(type(layer) is nn.Linear for layer in layers)
+        return (
+            has_all and has_rest and all(type(layer) is nn.Linear or isinstance(layer, FrozenLayer) for layer in layers)
+        )
 
     def run(self, hidden_ND: Tensor, rotation: Rotation, batch: PackedBatch) -> Tensor:
         """Run the block over the new tokens of all rows."""

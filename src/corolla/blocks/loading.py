@@ -20,6 +20,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import logging as transformers_logging
 
 from corolla.blocks.architecture import BUILDING, blocks_of, check_span, load_config, model_class
+from corolla.blocks.quantized import COMPUTE_DTYPE, Quantization, compute_dtype, quantize, saved_bytes
 from corolla.blocks.selftest import FamilyReport, check_family
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
@@ -54,7 +55,7 @@ def load_span(
     directory: Path,
     span: Span,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Quantization,
     device: torch.device | str = "cpu",
     report: FamilyReport | None = None,
     progress: Progress | None = None,
@@ -64,10 +65,10 @@ def load_span(
     Args:
         directory: ``config.json``, the checkpoint's index, and those safetensors files that hold the span's tensors.
         span: Which blocks.
-        dtype: The number format to hold and compute them in.
+        dtype: The number format to hold and compute them in; one that rounds weights computes in bfloat16.
         device: Where to put them.
         report: What the self-test of this configuration found; ``None`` to run it, for a second or less.
-        progress: Told how far the reading is.
+        progress: Told how far the reading is, and then the rounding, block by block.
 
     Raises:
         UsageError: If the model does not have these blocks.
@@ -84,9 +85,30 @@ def load_span(
     files = checkpoint_files(directory)
     keys = select_keys(build_empty(cls, config), files)
     with open_tensors(directory, {key: files[key] for key in keys}, progress) as tensors:
-        model, missing = read_model(cls, config, tensors, dtype=dtype, device=device)
+        if isinstance(dtype, torch.dtype):
+            model, missing = read_model(cls, config, tensors, dtype=dtype, device=device)
+        else:  # blocks go to the device one by one, since it may have no room for all before they are rounded
+            model, missing = read_model(cls, config, tensors, dtype=COMPUTE_DTYPE, device="cpu")
+            _quantize_all(model, span, dtype, device, progress)
     refuse_missing(missing, directory)
-    return BlockSpan(model, span, is_packable=report.is_packable, is_lean=report.is_lean, dtype=dtype)
+    return BlockSpan(model, span, is_packable=report.is_packable, is_lean=report.is_lean, dtype=compute_dtype(dtype))
+
+
+def _quantize_all(
+    model: PreTrainedModel,
+    span: Span,
+    quantization: Quantization,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> None:
+    owner, name = blocks_of(model)
+    for done, index in enumerate(range(span.start, span.stop)):
+        if progress is not None:
+            progress(done, len(span))
+        quantize(getattr(owner, name)[index].to(device).requires_grad_(False), quantization)
+    model.to(torch.device(device))
+    if progress is not None:
+        progress(len(span), len(span))
 
 
 def needed_keys(config: PreTrainedConfig, span: Span, index_keys: Iterable[str]) -> set[str]:
@@ -123,7 +145,7 @@ def weight_bytes(config: PreTrainedConfig, span: Span, dtype: torch.dtype) -> in
     return numbers * dtype.itemsize
 
 
-def block_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> list[int]:
+def block_bytes(config: PreTrainedConfig, dtype: torch.dtype, quantization: Quantization | None = None) -> list[int]:
     """How much memory the weights of each block will take, without reading any.
 
     Args:
@@ -134,8 +156,10 @@ def block_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> list[int]:
         UnsupportedModel: If the architecture cannot be cut into spans.
     """
     owner, name = blocks_of(build_empty(model_class(config), config))
+    itemsize = compute_dtype(dtype).itemsize
     return [
-        dtype.itemsize * sum(tensor.numel() for tensor in block.state_dict().values()) for block in getattr(owner, name)
+        itemsize * sum(tensor.numel() for tensor in block.state_dict().values()) - saved_bytes(block, dtype)
+        for block in getattr(owner, name)
     ]
 
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["Head", "Ordered", "Product", "order", "product_with", "use_threads"]
+__all__ = ["FrozenLayer", "Head", "Ordered", "Product", "order", "product_with", "use_threads"]
 
 Product = Callable[[Tensor], Tensor]
 """Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
@@ -41,13 +41,77 @@ def use_threads(count: int) -> None:
     threadpool_limits(count, user_api="blas")
 
 
+class FrozenLayer(nn.Module):
+    """A linear layer whose weight is kept in a form that is made for one kernel. A subclass for each form.
+
+    Args:
+        bias_O: Its bias; ``None`` if it has none.
+    """
+
+    def __init__(self, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes, without the bias."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """Make the weight ``[O, I]`` that this layer multiplies with, in the dtype that it computes in."""
+        raise NotImplementedError
+
+    def multiply(self, input_NI: Tensor) -> Tensor:
+        """Multiply as fast as it can be done, without gradients."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply; with gradients, which are those of the dense weight, exactly as :class:`torch.nn.Linear` does."""
+        if torch.is_grad_enabled() or self.is_exact:
+            return linear(input, self.dense(), self.bias)
+        return self.multiply(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], -1)
+
+    is_exact = False
+    """Whether :meth:`forward` must give the very bits of the dense weight without gradients as well."""
+
+
+class Ordered(FrozenLayer):
+    """A layer whose weight lies in oneDNN's own order, as in what inductor makes of a linear layer.
+
+    Args:
+        layer: The layer whose place it takes; its weight is not needed any more.
+    """
+
+    is_exact = True
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(_bias(layer))
+        self._ordered = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
+        self._pointwise = torch.ops.mkldnn._linear_pointwise
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes, without the bias."""
+        return int(self._ordered.numel() * self._ordered.element_size())
+
+    def dense(self) -> Tensor:
+        """Make the weight; its numbers are the layer's own."""
+        weight_OI: Tensor = self._ordered.to_dense()
+        return weight_OI
+
+    def multiply(self, input_NI: Tensor) -> Tensor:
+        """Multiply as fast as it can be done, without gradients."""
+        product_NO: Tensor = self._pointwise(input_NI, self._ordered, self.bias, "none", [], "")
+        return product_NO
+
+
 def product_with(layer: nn.Module) -> Product:
     """Choose how to multiply with the weight of a layer, and add its bias.
 
     Args:
         layer: A frozen linear layer, which has come through :func:`order`.
     """
-    if isinstance(layer, Ordered):
+    if isinstance(layer, FrozenLayer):
         return layer.multiply
     assert isinstance(layer, nn.Linear)
     weight_OI, bias_O = layer.weight.detach(), _bias(layer)
@@ -66,34 +130,6 @@ def order(layer: nn.Linear) -> nn.Module:
     if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16 and _has_onednn():
         return Ordered(layer)
     return layer
-
-
-class Ordered(nn.Module):
-    """A frozen layer whose weight lies in oneDNN's own order, as in what inductor makes of a linear layer.
-
-    Args:
-        layer: The layer whose place it takes; its weight is not needed any more.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.bias = layer.bias
-        self._ordered = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
-        self._pointwise = torch.ops.mkldnn._linear_pointwise
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the weight takes."""
-        return int(self._ordered.numel() * self._ordered.element_size())
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Multiply, bit for bit as :class:`torch.nn.Linear` does, and with its gradient."""
-        return linear(input, self._ordered.to_dense(), self.bias)
-
-    def multiply(self, input_NI: Tensor) -> Tensor:
-        """Multiply as fast as it can be done, without gradients."""
-        product_NO: Tensor = self._pointwise(input_NI, self._ordered, self.bias, "none", [], "")
-        return product_NO
 
 
 class Head(nn.Linear):

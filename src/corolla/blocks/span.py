@@ -18,7 +18,7 @@ from corolla.blocks.architecture import hidden_size, num_blocks, text_config
 from corolla.blocks.kv import GrowingKV, PackedRow
 from corolla.blocks.lean import LeanBlock, Rotation
 from corolla.blocks.packing import ATTENTION_NAME, PackedBatch, PassingCache, register_attention, run_batch
-from corolla.blocks.products import Ordered
+from corolla.blocks.products import FrozenLayer
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.shell import BlockCall, Shell
 from corolla.errors import UnsupportedModel, UsageError
@@ -103,7 +103,7 @@ class BlockSpan(nn.Module):
     def weight_bytes(self) -> int:
         """How much memory the blocks' weights take."""
         plain_bytes = sum(tensor.nbytes for tensor in (*self.blocks.parameters(), *self.blocks.buffers()))
-        return plain_bytes + sum(part.nbytes for part in self.blocks.modules() if isinstance(part, Ordered))
+        return plain_bytes + sum(part.nbytes for part in self.blocks.modules() if isinstance(part, FrozenLayer))
 
     @property
     def can_be_lean(self) -> bool:

@@ -1,0 +1,83 @@
+"""Quantised layers: how far rounding may move a weight, and gradients that are those of the rounded weight exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from corolla.blocks.quantized import Int8Layer, Nf4Layer, quantize
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+LAYERS = {"int8": Int8Layer, "nf4": Nf4Layer}
+ERROR = {"int8": 0.5 / 127 + 2**-8, "nf4": 0.16}
+"""Of the largest number of the row, or the group: half a step; the widest gap of nf4's levels is 0.30."""
+
+
+def layer_of(dtype=torch.bfloat16, *, bias=True, outputs=96, inputs=128):
+    torch.manual_seed(outputs)
+    return nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False)
+
+
+def distance(actual, expected):
+    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("quantization", LAYERS)
+def test_rounding_moves_a_weight_by_half_a_step_at_most(quantization, dtype):
+    layer = layer_of(dtype)
+    dense_OI = LAYERS[quantization](layer).dense()
+    assert (dense_OI.dtype, dense_OI.shape) == (dtype, layer.weight.shape)
+    assert distance(dense_OI, layer.weight) <= ERROR[quantization]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 40])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("quantization", LAYERS)
+@torch.inference_mode()
+def test_the_kernel_multiplies_with_the_dense_weight(quantization, bias, rows):
+    layer = LAYERS[quantization](layer_of(bias=bias))
+    input_NI = torch.randn(rows, 128, dtype=torch.bfloat16)
+    expected_NO = linear(input_NI.float(), layer.dense().float(), None if layer.bias is None else layer.bias.float())
+    assert distance(layer.multiply(input_NI), expected_NO) < 0.02
+
+
+@pytest.mark.parametrize("quantization", LAYERS)
+def test_gradients_are_those_of_the_dense_weight_before_and_after_inference(quantization):
+    layer = LAYERS[quantization](layer_of())
+    dense = nn.Linear(128, 96, dtype=torch.bfloat16).requires_grad_(False)
+    dense.weight.copy_(layer.dense())
+    dense.bias.copy_(layer.bias)
+
+    def gradient(module):
+        torch.manual_seed(1)
+        input_BTI = torch.randn(2, 9, 128, dtype=torch.bfloat16).requires_grad_()
+        output_BTO = module(input_BTI)
+        output_BTO.square().sum().backward()
+        return output_BTO.detach(), input_BTI.grad
+
+    for _ in range(2):
+        for actual, expected in zip(gradient(layer), gradient(dense), strict=True):
+            assert torch.equal(actual, expected)
+        with torch.inference_mode():
+            layer(torch.randn(1, 1, 128, dtype=torch.bfloat16))
+            layer.multiply(torch.randn(1, 128, dtype=torch.bfloat16))
+
+
+def test_layers_that_are_too_narrow_stay_as_they_are():
+    block = nn.Sequential(layer_of(), layer_of(outputs=4, inputs=128), layer_of(inputs=100))
+    narrow = copy.deepcopy(block[1:])
+    quantize(block, "int8")
+    assert isinstance(block[0], Int8Layer)
+    for kept, original in zip(block[1:], narrow, strict=True):
+        assert torch.equal(kept.weight, original.weight)
+
+
+def test_a_weight_of_zeros_stays_zero():
+    for make in LAYERS.values():
+        layer = layer_of()
+        layer.weight.zero_()
+        assert not make(layer).dense().any()
