@@ -33,6 +33,7 @@ CUTS = (10, 20)
 WINDOWS = 6
 WINDOW_TOKENS = 512
 
+
 @dataclass
 class Variant:
     """A way to send hidden states, and what it was found to do to the model."""
