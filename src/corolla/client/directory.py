@@ -55,6 +55,7 @@ __all__ = ["AsyncSwarm", "ModelRouter", "Target"]
 _LOG = logger(__name__)
 _MOST_WANTED = 4
 """Models whose servers are measured ahead of their use."""
+_LANES_KEPT_S = 10.0
 _LEAST_WAIT_S = 0.05
 """How long a busy peer is left alone, however soon it says to come back."""
 _Choice = TypeVar("_Choice")
@@ -97,6 +98,7 @@ class AsyncSwarm:
         self._experience = Experience()
         self._rng = random.Random()
         self._wanted: dict[ModelId, Demand] = {}
+        self._lanes: dict[tuple[ModelId, Span, int], tuple[Sequence[Lane], float]] = {}
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
         self._failure: Error | None = None
@@ -179,8 +181,10 @@ class AsyncSwarm:
         event(_LOG, "chain chosen", chain=shown, predicted_s=round(predicted_s, 4))
         return chosen
 
-    async def find_chains(self, demand: Demand, limit: int) -> list[Lane]:
+    async def find_chains(self, demand: Demand, limit: int) -> Sequence[Lane]:
         """Choose chains that, used at once, answer as many of the demanded requests a second as possible.
+
+        The choice stands for some seconds, unless one of its servers is banned: steps of a training are alike.
 
         Args:
             demand: What one request asks for, besides what the configuration says.
@@ -189,9 +193,14 @@ class AsyncSwarm:
         Raises:
             NoChain: If blocks are still missing after ``config.chain_s``.
         """
-        lanes = await self._choose(partial(find_chains, limit=limit, rng=self._rng), demand, None)
+        key = demand.model, demand.span, limit
+        lanes, until_s = self._lanes.get(key, ((), 0.0))
+        if time.monotonic() >= until_s or any(self.avoids(lane.chain) for lane in lanes):
+            lanes = await self._choose(partial(find_chains, limit=limit, rng=self._rng), demand, None)
+            self._lanes = {key: (lanes, time.monotonic() + _LANES_KEPT_S)}
+            rate = round(sum(lane.requests_per_s for lane in lanes), 3)
+            event(_LOG, "chains chosen", chains=len(lanes), requests_per_s=rate)
         self._bans.use((hop.peer for lane in lanes for hop in lane.chain.hops), time.monotonic())
-        event(_LOG, "chains chosen", chains=len(lanes), requests_per_s=sum(lane.requests_per_s for lane in lanes))
         return lanes
 
     def avoids(self, chain: Chain) -> bool:

@@ -1,6 +1,6 @@
 """Which servers are worth measuring: those that routing would consider. Pure: no clock, no network, no dice."""
 
-from corolla.routing.costs import Demand, Known, Measured, RoutingConfig, hop_cost, offers
+from corolla.routing.costs import Demand, Known, Measured, RoutingConfig, hop_price, offers
 from corolla.terms import Announcement, Snapshot
 
 __all__ = ["candidates", "likely_successors"]
@@ -29,11 +29,10 @@ def candidates(
         A number of servers that depends on the number of blocks, not on the size of the swarm.
     """
     config = config or RoutingConfig()
-    guess = _near(known)
+    price, guess = hop_price(demand, config), _near(known)
     priced = []
     for server, start, stop in offers(snapshot, demand):
-        measured = known.get(server.peer, guess)
-        enter_s, block_s, leave_s = hop_cost(server, demand, measured, config)
+        enter_s, block_s, leave_s = price(server, known.get(server.peer, guess))
         priced.append((block_s + (enter_s + leave_s) / (stop - start), start, stop, server))
     priced.sort(key=lambda one: one[0])
     wanted = dict.fromkeys(range(demand.span.start, demand.span.stop), _PER_BLOCK)

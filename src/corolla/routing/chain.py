@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from corolla.errors import NoChain
-from corolla.routing.costs import Demand, Known, RoutingConfig, hop_cost, link_saving_s, offers
-from corolla.routing.sweep import Stay, Sweeper
+from corolla.routing.costs import Demand, Known, RoutingConfig, hop_price, link_saving_s, offers
+from corolla.routing.sweep import Link, Stay, Sweeper
 from corolla.terms import RTT_PEER_LETTERS, Announcement, Chain, PeerId, Snapshot, Span
 
 if TYPE_CHECKING:
     import random
 
-__all__ = ["find_chain", "make_stays", "no_chain", "predict_s", "uncovered"]
+__all__ = ["find_chain", "make_link", "make_stays", "no_chain", "predict_s", "uncovered"]
 
 
 def find_chain(
@@ -47,7 +47,7 @@ def find_chain(
     if rng is not None:
         for stay in stays:
             stay.raise_cost(1 + config.spread * rng.random())
-    way = Sweeper(stays, demand.span).find()
+    way = Sweeper(stays, demand.span, make_link(stays, demand, known, config)).find()
     if way is None:
         raise no_chain(snapshot, demand)
     return way.chain(demand.span.stop)
@@ -72,7 +72,9 @@ def predict_s(
     config = config or RoutingConfig()
     peers = {hop.peer for hop in chain.hops}
     found = [(server, server.span.start, server.span.stop) for server in snapshot.announcements if server.peer in peers]
-    stays = {stay.server.peer: stay for stay in make_stays(found, demand, known, config)}
+    priced = make_stays(found, demand, known, config)
+    link = make_link(priced, demand, known, config)
+    stays = {stay.server.peer: stay for stay in priced}
     total_s = left_s = 0.0
     links: dict[PeerId, float] = {}
     for hop in chain.hops:
@@ -84,22 +86,25 @@ def predict_s(
         total_s += stay.enter_s if pushed_s is None else pushed_s - left_s
         left_s = stay.leave_s
         total_s += len(hop.span) * stay.block_s + left_s
-        links = {target.server.peer: link_s for target, link_s in stay.links}
+        links = {target.server.peer: link_s for target, link_s in link(stay)} if link else {}
     return total_s
 
 
 def make_stays(
     found: Sequence[tuple[Announcement, int, int]], demand: Demand, known: Known, config: RoutingConfig
 ) -> list[Stay]:
-    """Prepare a sweep: put a price on every server that may be used, and on every known link if outputs are pushed."""
-    stays = [
-        Stay(server, start, stop, *hop_cost(server, demand, known.get(server.peer), config))
-        for server, start, stop in found
-    ]
+    """Prepare a sweep: put a price on every server that may be used."""
+    price, measured = hop_price(demand, config), known.get
+    return [Stay(server, start, stop, *price(server, measured(server.peer))) for server, start, stop in found]
+
+
+def make_link(stays: Sequence[Stay], demand: Demand, known: Known, config: RoutingConfig) -> Link | None:
+    """Prepare to say to whom servers can push, and at what cost; ``None`` if nothing is pushed."""
     if not demand.is_pushed:
-        return stays
+        return None
     by_name = {stay.server.peer[:RTT_PEER_LETTERS]: stay for stay in stays}
-    for stay in stays:
+
+    def link(stay: Stay) -> list[tuple[Stay, float]]:
         links: dict[str, tuple[Stay, float]] = {}
         measured = known.get(stay.server.peer)
         for rtt in stay.server.rtts:
@@ -108,9 +113,11 @@ def make_stays(
                 continue
             saving_s = link_saving_s(rtt.rtt_s, measured, known.get(target.server.peer), demand, config)
             if saving_s > 0:
-                links[rtt.peer] = target, stay.leave_s + target.enter_s - saving_s
-        stay.links = list(links.values())
-    return stays
+                whole_s = stay.leave_s / stay.factor + target.enter_s / target.factor
+                links[rtt.peer] = target, (whole_s - saving_s) * stay.factor
+        return list(links.values())
+
+    return link
 
 
 def uncovered(snapshot: Snapshot, demand: Demand) -> list[Span]:

@@ -15,13 +15,13 @@ and shorter: ``steps * (rtt_a / 2 + rtt_b / 2 - rtt_ab / 2)``. Pairs that nobody
 as the way by the client, which is an upper bound.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from corolla.terms import Announcement, DType, ModelId, PeerId, Snapshot, Span
 
-__all__ = ["Demand", "Known", "Measured", "RoutingConfig", "Trust", "hop_cost", "link_saving_s", "offers"]
+__all__ = ["Demand", "Known", "Measured", "Price", "RoutingConfig", "Trust", "hop_price", "link_saving_s", "offers"]
 
 _SLOWEST_TOKENS_PER_S = 0.001
 _SLOWEST_BYTES_PER_S = 1.0
@@ -152,30 +152,41 @@ def offers(snapshot: Snapshot, demand: Demand) -> list[tuple[Announcement, int, 
     return found
 
 
-def hop_cost(
-    server: Announcement, demand: Demand, measured: Measured | None, config: RoutingConfig
-) -> tuple[float, float, float]:
-    """Predict what using a server costs, from what it claims and what was measured.
+Price = Callable[[Announcement, Measured | None], tuple[float, float, float]]
+"""From a server, and what was measured of it, to seconds over all that is demanded: to send it there and wait, to
+compute it in one block, and to send it back."""
 
-    Returns:
-        Seconds over all that is demanded: to send it there and wait, to compute it in one block, and to send it back.
+
+def hop_price(demand: Demand, config: RoutingConfig) -> Price:
+    """Prepare to predict what using servers costs, from what they claim and what was measured.
+
+    Args:
+        demand: What is demanded.
+        config: What to assume where nothing was measured.
     """
-    rtt_s, queue_s, decode_s, prefill_s, bytes_per_s = measured or _UNMEASURED
-    if rtt_s is None:
-        rtt_s = config.unknown_rtt_s
-    queue_s = server.queue_s if queue_s is None else max(queue_s, server.queue_s)
-    if bytes_per_s is None:
-        bytes_per_s = config.unknown_bytes_per_s if server.bytes_per_s is None else server.bytes_per_s
-    steps = demand.steps
-    way_s = steps * rtt_s / 2 + demand.nbytes / max(bytes_per_s, _SLOWEST_BYTES_PER_S)
-    if decode_s is None:
-        decode_s = _claimed_block_s(server, is_prefill=False, config=config)
-    block_s = demand.decode_steps * decode_s
-    if demand.prompt_tokens:
-        block_s += demand.prompt_tokens * (
-            _claimed_block_s(server, is_prefill=True, config=config) if prefill_s is None else prefill_s
-        )
-    return way_s + steps * (queue_s + config.hop_s), block_s, way_s
+    steps, nbytes = demand.steps, demand.nbytes
+    prompt_tokens, decode_steps = demand.prompt_tokens, demand.decode_steps
+    unknown_rtt_s, unknown_block_s = config.unknown_rtt_s, config.unknown_block_s
+    unknown_bytes_per_s = config.unknown_bytes_per_s
+    hops_s = steps * config.hop_s
+
+    def price(server: Announcement, measured: Measured | None) -> tuple[float, float, float]:
+        rtt_s, queue_s, decode_s, prefill_s, bytes_per_s = measured or _UNMEASURED
+        if rtt_s is None:
+            rtt_s = unknown_rtt_s
+        if bytes_per_s is None:
+            bytes_per_s = unknown_bytes_per_s if server.bytes_per_s is None else server.bytes_per_s
+        if queue_s is None or queue_s < server.queue_s:
+            queue_s = server.queue_s
+        way_s = steps * rtt_s / 2 + nbytes / max(bytes_per_s, _SLOWEST_BYTES_PER_S)
+        if decode_s is None or prefill_s is None:
+            claimed_decode_s, claimed_prefill_s = _claimed_s(server, unknown_block_s)
+            decode_s = claimed_decode_s if decode_s is None else decode_s
+            prefill_s = claimed_prefill_s if prefill_s is None else prefill_s
+        block_s = decode_steps * decode_s + prompt_tokens * prefill_s
+        return way_s + hops_s + steps * queue_s, block_s, way_s
+
+    return price
 
 
 def link_saving_s(
@@ -206,10 +217,12 @@ def link_saving_s(
 _UNMEASURED = Measured()
 
 
-def _claimed_block_s(server: Announcement, *, is_prefill: bool, config: RoutingConfig) -> float:
-    """Give the time for one token in one block that follows from a server's claim and from how many share it."""
-    speed = server.speed
+def _claimed_s(server: Announcement, unknown_s: float) -> tuple[float, float]:
+    """Give the times for one token in one block, alone and of many, that follow from a claim and from the load."""
+    speed, span = server.speed, server.span
     if speed is None:
-        return config.unknown_block_s
-    tokens_per_s = (is_prefill and speed.prefill_tokens_per_s) or speed.decode_tokens_per_s
-    return (1 + server.sessions / 4) / (max(tokens_per_s, _SLOWEST_TOKENS_PER_S) * len(server.span))
+        return unknown_s, unknown_s
+    share = (1 + server.sessions / 4) / (span.stop - span.start)
+    decode_per_s = speed.decode_tokens_per_s
+    prefill_per_s = speed.prefill_tokens_per_s or decode_per_s
+    return share / max(decode_per_s, _SLOWEST_TOKENS_PER_S), share / max(prefill_per_s, _SLOWEST_TOKENS_PER_S)

@@ -13,15 +13,19 @@ there are.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import accumulate
 from typing import NamedTuple
 
 from corolla.terms import Announcement, Chain, Hop, Span
 
-__all__ = ["Stay", "Sweeper", "Way"]
+__all__ = ["Link", "Stay", "Sweeper", "Way"]
 
 _FEW = 64
-"""Fewer servers are swept as they are."""
+_FEW_LINKED = 512
+"""Fewer servers, without and with links, are swept as they are."""
+_BEAM = 16
+"""How many servers push at each block in a swarm that is not small."""
 _STEPS = 32
 """How finely prices of a block are told apart when servers are left out; a coarser scale leaves out fewer."""
 
@@ -65,7 +69,9 @@ class Stay:
         enter_s: What it costs to send everything there by way of the client, and to wait.
         block_s: What it costs to compute everything in one block.
         leave_s: What it costs to send everything back to the client.
-        links: Servers that it can push to at a lower cost than by the client, and that cost, leaving and entering.
+        factor: By how much these costs were raised above what they are.
+        links: Servers that it can push to at a lower cost than by the client, and that cost, leaving and entering;
+            ``None`` before anybody has asked.
     """
 
     server: Announcement
@@ -74,7 +80,9 @@ class Stay:
     enter_s: float
     block_s: float
     leave_s: float
-    links: Sequence[tuple["Stay", float]] = ()
+    factor: float = 1.0
+    links: Sequence[tuple["Stay", float]] | None = None
+    is_present: bool = False
     cost_s: float = _INFINITY
     start: int = 0
     before: Way | None = None
@@ -86,7 +94,11 @@ class Stay:
         self.enter_s *= factor
         self.block_s *= factor
         self.leave_s *= factor
-        self.links = [(target, link_s * factor) for target, link_s in self.links]
+        self.factor *= factor
+
+
+Link = Callable[[Stay], Sequence[tuple[Stay, float]]]
+"""Says to whom a server can push at a lower cost than by the client, and that cost."""
 
 
 class Sweeper:
@@ -95,11 +107,16 @@ class Sweeper:
     Args:
         stays: The servers. Between two calls of :meth:`find` their costs may change.
         span: The blocks.
+        link: Says to whom a server can push; ``None`` if outputs go by way of the client. With links, prices of blocks
+            leave nobody out for certain. So a swarm that is not small is swept as if there were none, and then only
+            those who are cheapest to have come to at each block push, to whomever they can.
     """
 
-    def __init__(self, stays: Sequence[Stay], span: Span) -> None:
+    def __init__(self, stays: Sequence[Stay], span: Span, link: Link | None = None) -> None:
         self._span = span
-        is_small = len(stays) <= _FEW or any(stay.links for stay in stays)
+        self._link = link
+        is_small = len(stays) <= (_FEW if link is None else _FEW_LINKED)
+        self._beam = None if is_small else _BEAM
         self._few = dict.fromkeys(stays if is_small else _champions(stays))  # in order, so that ties fall alike
         self._rest = [stay for stay in stays if stay not in self._few]
 
@@ -112,7 +129,7 @@ class Sweeper:
             is_bargain = _bargains(reached_s, self._span)
             bargains = dict.fromkeys(stay for stay in self._rest if is_bargain(stay))
             if not bargains:
-                return way
+                return way if self._link is None else _sweep(self._few, self._span, self._link, self._beam)[0]
             self._few |= bargains
             self._rest = [stay for stay in self._rest if stay not in bargains]
 
@@ -156,11 +173,14 @@ def _bargains(reached_s: Sequence[float], span: Span) -> Callable[[Stay], bool]:
     return is_bargain
 
 
-def _sweep(stays: Iterable[Stay], span: Span) -> tuple[Way | None, list[float]]:
+def _sweep(
+    stays: Iterable[Stay], span: Span, link: Link | None = None, beam: int | None = None
+) -> tuple[Way | None, list[float]]:
     """Find the cheapest way, and what it costs at least to have come so far and left, for each block's beginning."""
     beginning: dict[int, list[Stay]] = {}
     for stay in stays:
         stay.cost_s = stay.pushed_s = _INFINITY
+        stay.is_present = link is not None
         beginning.setdefault(stay.first, []).append(stay)
     present: list[Stay] = []
     reached: Way | None = None
@@ -182,17 +202,32 @@ def _sweep(stays: Iterable[Stay], span: Span) -> tuple[Way | None, list[float]]:
                 best, best_s = stay, stay.cost_s + stay.leave_s
         reached = Way(best.before, best.start, best)
         reached_s.append(best_s)
-        _push(present, block + 1)
+        if link is not None:
+            pushing = present if beam is None else nsmallest(beam, present, key=_cost_s)
+            present += _push(pushing, block + 1, link)
     return reached, reached_s
 
 
-def _push(present: Iterable[Stay], block: int) -> None:
-    """Let every server that has links offer its outputs to those that have the next block."""
-    for stay in present:
+def _push(pushing: Iterable[Stay], block: int, link: Link) -> list[Stay]:
+    """Let servers offer their outputs to those that have the next block; give those that were left out until now."""
+    found: list[Stay] = []
+    for stay in pushing:
+        if stay.links is None:
+            stay.links = link(stay)
         if not stay.links:
             continue
         way = Way(stay.before, stay.start, stay)
         for target, link_s in stay.links:
             pushed_s = stay.cost_s + link_s
-            if pushed_s < target.pushed_s and target.first <= block < target.stop:
+            if not target.first <= block < target.stop:
+                continue
+            if not target.is_present:
+                target.is_present, target.cost_s, target.pushed_s = True, _INFINITY, _INFINITY
+                found.append(target)
+            if pushed_s < target.pushed_s:
                 target.pushed_s, target.pushed_from = pushed_s, way
+    return found
+
+
+def _cost_s(stay: Stay) -> float:
+    return stay.cost_s
