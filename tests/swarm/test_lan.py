@@ -20,7 +20,8 @@ def model(tmp_path):
 
 @pytest.fixture
 def invoke(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("COROLLA_SWARM_LAN_INTERFACE", "127.0.0.1")  # the servers' too
     monkeypatch.setenv("COROLLA_SWARM_LAN_S", "2")
 

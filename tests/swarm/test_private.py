@@ -33,6 +33,14 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("config")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def state(tmp_path_factory):
+    """Where servers on this machine remember things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(directory := tmp_path_factory.mktemp("state")))
+        yield directory / "corolla"
+
+
 @pytest.fixture(scope="module")
 def owned(home):
     return OwnedSwarm.create(home / "corolla" / "swarms", "lab")
@@ -112,7 +120,7 @@ def test_the_status_of_the_swarm_is_shown_to_members(invoke, owned, swarm):
     assert "membership" not in one["servers"][0]
 
 
-def test_a_revoked_server_is_cut_off_and_the_others_go_on(invoke, owned, swarm, model, tmp_path):
+def test_a_revoked_server_is_cut_off_and_the_others_go_on(invoke, owned, swarm, model, tmp_path, state):
     guest, user = entering(owned, swarm, name="guest"), entering(owned, swarm, allows="use")
     with ServerProcess(model, *SERVER, "--blocks", "0:4", "--invite", guest.line, log=tmp_path / "log") as server:
         server.wait_for("online")
@@ -134,6 +142,9 @@ def test_a_revoked_server_is_cut_off_and_the_others_go_on(invoke, owned, swarm, 
         with pytest.raises(BootstrapFailed, match="was revoked"):
             Swarm(swarm.address, invite=guest.line).close()
         assert generate(model, user).shape[1] > PROMPT_BT.shape[1]
+    again = SwarmConfig(invite=guest.line, state=state)  # as if all servers had started again
+    with pytest.raises(NotAMember, match="was revoked"):
+        Server(ServerConfig(model=model), swarm=again)
 
 
 def peers_of(view):

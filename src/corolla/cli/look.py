@@ -43,9 +43,7 @@ async def watching(config: SwarmConfig, peers: Sequence[str]) -> AsyncIterator[t
     """
     identity = Identity.generate()
     endpoint = Endpoint(identity, [TlsTransport(identity, config)], config)
-    membership = endpoint.membership
-    directory = Directory(config, admits=membership.admits if membership else None)
-    contacts = Contacts([*peers, *(membership.invite.peers if membership else ())])
+    directory, contacts = Directory(config, admits=endpoint.admits), Contacts([*peers, *endpoint.invited_to])
     watcher = Watcher(endpoint, directory, contacts, rng=random.Random())
     with ungrouped():
         async with endpoint, anyio.create_task_group() as tasks:

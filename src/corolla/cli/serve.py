@@ -16,6 +16,7 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
+from corolla.cli.state import with_state
 from corolla.engine import EngineConfig
 from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
@@ -73,7 +74,7 @@ def serve(settings: Settings) -> int:
     server = Server(
         server_config,
         engine=settings.get(EngineConfig),
-        swarm=settings.get(SwarmConfig),
+        swarm=with_state(settings.get(SwarmConfig)),
         hub=settings.get(HubConfig),
         relay=settings.get(RelayConfig),
     )

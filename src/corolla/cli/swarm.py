@@ -20,8 +20,9 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.look import Look, look_at_swarm, watching
 from corolla.cli.servers import count_servers, server_as_data, show_servers
 from corolla.cli.settings import Settings
+from corolla.cli.state import with_state
 from corolla.errors import Error, UsageError
-from corolla.swarm import Invite, Revocations, SwarmConfig
+from corolla.swarm import Endpoint, Identity, Invite, Revocations, SwarmConfig
 from corolla.swarm.invite import describe_time
 from corolla.swarm.owner import Issued, OwnedSwarm
 from corolla.terms import Announcement
@@ -135,7 +136,8 @@ def revoke(settings: Settings) -> None:
     revoked = owned.revoke(config.id)
     revocations = owned.revocations(time.time())
     peers = config.peers or tuple(dict.fromkeys(peer for one in owned.issued() for peer in one.peers))
-    own = replace(settings.get(SwarmConfig), invite=owned.own_invite(round(time.time()) + _OWN_S).line)
+    own = replace(with_state(settings.get(SwarmConfig)), invite=owned.own_invite(round(time.time()) + _OWN_S).line)
+    _remember(own, revocations)
     told, problem = anyio.run(_tell, own, peers, revocations) if peers else (0, "no address of a peer is known")
     if output.is_json:
         output.json({"invite": revoked.id, "swarm": owned.id, "told": told, "problem": problem})
@@ -203,6 +205,14 @@ def _state(issued: Issued) -> str:
     if issued.is_revoked:
         return "revoked"
     return "expired" if issued.expires_s is not None and time.time() > issued.expires_s else ""
+
+
+def _remember(config: SwarmConfig, revocations: Revocations) -> None:
+    """Write the list down where servers on this machine look for it when they start."""
+    membership = Endpoint(Identity.generate(), [], config).membership
+    if membership is not None:
+        membership.hear(revocations.encode())
+        membership.save()
 
 
 async def _tell(config: SwarmConfig, peers: tuple[str, ...], revocations: Revocations) -> tuple[int, str | None]:

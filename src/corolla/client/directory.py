@@ -89,9 +89,8 @@ class AsyncSwarm:
         own = make(identity)
         self._endpoint = Endpoint(identity, [own], self._swarm_config)
         self._upgrades = dial_through_relays(self._endpoint, own)
-        membership = self._endpoint.membership
-        directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
-        contacts = Contacts([*peers, *(membership.invite.peers if membership else ())])
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
+        contacts = Contacts([*peers, *self._endpoint.invited_to])
         self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()

@@ -133,7 +133,6 @@ class Handler:
 
     async def _serve_feed(self, channel: Channel, feed: Feed) -> None:
         """Let the hop before feed a session, until it is over or fed by another."""
-        check_may_use(channel)
         session = next((one for one in self._sessions if one.token == feed.token), None)
         if session is None:
             raise SessionExpired("no session here is fed with that token; it is over, or fed by another")

@@ -93,13 +93,11 @@ class Server:
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
         self._transport = make(self._identity)
         self._endpoint = Endpoint(self._identity, [self._transport], self._swarm_config)
-        membership = self._endpoint.membership
-        if membership is not None:
-            membership.check_may_serve()
-        invited_to = membership.invite.peers if membership and not config.new_swarm else ()
-        self._contacts = Contacts([*config.peers, *invited_to])
+        if self._endpoint.membership is not None:
+            self._endpoint.membership.check_may_serve()
+        self._contacts = Contacts(() if config.new_swarm else (*config.peers, *self._endpoint.invited_to))
         rng = random.Random()
-        directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
         self._gossip = Gossip(self._endpoint, directory, self._contacts, rng=rng)
         self._relay_config = relay or RelayConfig()
         self._reach = Reach(

@@ -59,6 +59,13 @@ class SwarmConfig:
             "secret": True,
         },
     )
+    state: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Directory for what is remembered between two runs: revoked invites; default: in Python none, "
+            "on the command line that of this account."
+        },
+    )
     lan: bool = field(
         default=True, metadata={"help": "Find and be found by peers on the local network, where no address is given."}
     )

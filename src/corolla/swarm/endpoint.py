@@ -23,7 +23,7 @@ from corolla.swarm.invite import Invite
 from corolla.swarm.membership import Membership
 from corolla.swarm.race import race
 from corolla.swarm.transport import Listener, Stream, Transport
-from corolla.terms import Address, PeerId
+from corolla.terms import Address, Claim, PeerId
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -64,8 +64,7 @@ class Endpoint:
         self._transports: Mapping[str, Transport] = {transport.scheme: transport for transport in transports}
         if len(self._transports) < len(transports):
             raise ConfigError("two transports have the same scheme; give each once")
-        invite = self.config.invite
-        self.membership = None if invite is None else Membership(Invite.read(invite), self.peer_id)
+        self.membership = _membership(self.config, self.peer_id)
         self._listeners: list[Listener] = []
         self._idle: dict[PeerId, deque[_Idle]] = {}
         self._opened: set[Channel] = set()
@@ -105,6 +104,16 @@ class Endpoint:
     def addresses(self) -> tuple[Address, ...]:
         """Where this peer can be dialled; empty if it does not listen."""
         return tuple(address for listener in self._listeners for address in listener.addresses)
+
+    @property
+    def admits(self) -> Callable[[Claim], bool] | None:
+        """What says whose announcements count, for a directory; ``None`` in a public swarm, where all do."""
+        return None if self.membership is None else self.membership.admits
+
+    @property
+    def invited_to(self) -> tuple[Address, ...]:
+        """The addresses of peers in this peer's invite."""
+        return () if self.membership is None else self.membership.invite.peers
 
     def add_transport(self, transport: Transport) -> None:
         """Have another way to reach others, for addresses of its scheme."""
@@ -349,6 +358,14 @@ class Endpoint:
                 f"there are {count - 1} streams of yours and {total - 1} in all here, and no room for more",
                 peer=self.peer_id,
             )
+
+
+def _membership(config: SwarmConfig, peer: PeerId) -> Membership | None:
+    if config.invite is None:
+        return None
+    invite = Invite.read(config.invite)
+    path = config.state and config.state / "revoked" / f"{invite.grant.swarm}.list"
+    return Membership(invite, peer, path=path)
 
 
 def _find_reason(error: Exception) -> Error | None:

@@ -56,11 +56,10 @@ class LightPeer:
         self._swarm_config = swarm or SwarmConfig()
         tls = TlsTransport(identity, self._swarm_config)
         self._endpoint = Endpoint(identity, [tls], self._swarm_config)
-        membership = self._endpoint.membership
-        if membership is not None:
-            membership.check_may_serve()
-        contacts = Contacts([*config.peers, *(membership.invite.peers if membership else ())])
-        directory = Directory(self._swarm_config, admits=membership.admits if membership else None)
+        if self._endpoint.membership is not None:
+            self._endpoint.membership.check_may_serve()
+        contacts = Contacts([*config.peers, *self._endpoint.invited_to])
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
         rng = random.Random()
         self._gossip = Gossip(self._endpoint, directory, contacts, rng=rng)
         self._reach = Reach(self._endpoint, tls, relay, snapshot=self._gossip.snapshot, contacts=contacts, rng=rng)

@@ -5,9 +5,12 @@ key, peer id. It says nothing without the peer's own key, which the transport ha
 The owner's list of *revoked* invites is signed and numbered; the newest that was heard counts.
 """
 
+import logging
+import secrets
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Final
 
 import anyio
@@ -22,6 +25,7 @@ from corolla.wire.limits import MAX_PROOF_BYTES
 
 __all__ = ["Membership", "Revocations"]
 
+_LOG = logging.getLogger(__name__)
 _PEER_CONTEXT: Final = b"corolla member 1\0"
 _LIST_CONTEXT: Final = b"corolla revocations 1\0"
 _MAX_REVOKED: Final = 1024
@@ -106,6 +110,7 @@ class Membership:
     Args:
         invite: By which it came.
         peer: Its own id.
+        path: The file that remembers the list of revoked invites between two runs; ``None`` to remember none.
         now: Gives the time, in seconds since 1970.
 
     Attributes:
@@ -115,11 +120,14 @@ class Membership:
         changed: Set when a newer list was heard; another one is here then.
 
     Raises:
-        NotAMember: If the invite has expired.
+        NotAMember: If the invite has expired or is known to be revoked.
     """
 
-    def __init__(self, invite: Invite, peer: PeerId, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, invite: Invite, peer: PeerId, *, path: Path | None = None, now: Callable[[], float] = time.time
+    ) -> None:
         self.invite = invite
+        self._path = path
         self._now = now
         signature = invite.identity.sign(_PEER_CONTEXT + peer.encode())
         self.proof: Final = _ENCODER.encode(_Proof(invite.grant, signature))
@@ -127,6 +135,7 @@ class Membership:
         self._revocations: Revocations | None = None
         self.changed = anyio.Event()
         self._read = lru_cache(_REMEMBERED_PROOFS)(self._read_proof)  # two signatures take 0.2 ms
+        self._load()
         if fault := self.fault_of(invite.grant):
             raise NotAMember(f"{fault}; ask the swarm's owner for another")
 
@@ -156,6 +165,26 @@ class Membership:
         self.changed.set()
         self.changed = anyio.Event()
         return True
+
+    def save(self) -> None:
+        """Write the list of revoked invites down. Blocks on the disk; that it cannot be written is logged."""
+        if self._path is None or self.revoked is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
+            draft.write_bytes(self.revoked)
+            draft.replace(self._path)
+        except OSError as error:
+            _LOG.warning("the list of revoked invites could not be written to %s: %s", self._path, error)
+
+    def _load(self) -> None:
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            self.hear(self._path.read_bytes())
+        except (OSError, RemoteProtocolError) as error:
+            _LOG.warning("the list of revoked invites in %s cannot be read and is ignored: %s", self._path, error)
 
     def judge(self, peer: PeerId, proof: bytes) -> Grant | str:
         """Say what a peer may do in the swarm, or why it is none of its members.

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 
 import anyio
+from anyio import to_thread
 
 from corolla.errors import Error
 from corolla.swarm.endpoint import Endpoint
@@ -22,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 async def spread_revocations(endpoint: Endpoint, snapshot: Callable[[], Snapshot], *, rng: random.Random) -> None:
     """Keep this peer's list of revoked invites as new as the swarm's, until cancelled; in a public swarm, do nothing.
 
+    What is heard is written down, if there is a place for it.
+
     Args:
         endpoint: How to reach peers.
         snapshot: Gives the servers of the swarm.
@@ -30,12 +33,14 @@ async def spread_revocations(endpoint: Endpoint, snapshot: Callable[[], Snapshot
     membership, config = endpoint.membership, endpoint.config
     if membership is None:
         return
-    told = membership.number
+    told = -1  # so that what was heard on the way in is written down and passed on
     while True:
         if membership.number == told:
             with anyio.move_on_after(config.greet_s * rng.uniform(0.8, 1.2)):
                 await membership.changed.wait()
         has_news, told = membership.number > told, membership.number
+        if has_news:
+            await to_thread.run_sync(membership.save)
         peers = [server for server in snapshot().announcements if server.peer != endpoint.peer_id]
         chosen = rng.sample(peers, min(config.fanout if has_news else 1, len(peers)))
         async with anyio.create_task_group() as tasks:

@@ -12,7 +12,7 @@ from corolla.cli import app
 def no_settings_of_this_account(monkeypatch, tmp_path):
     for variable in [name for name in os.environ if name.startswith("COROLLA_")]:  # noqa: TID251
         monkeypatch.delenv(variable)
-    for variable in ("XDG_CONFIG_HOME", "HOME", "APPDATA", "LOCALAPPDATA"):
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "HOME", "APPDATA", "LOCALAPPDATA"):
         monkeypatch.setenv(variable, str(tmp_path / "account"))
     monkeypatch.setenv("COROLLA_SWARM_LAN", "false")  # nor does any look around in the network
 

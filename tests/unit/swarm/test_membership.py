@@ -120,6 +120,19 @@ def test_a_revoked_invite_is_over_at_once_and_an_older_list_does_not_revive_it()
     assert judge.hear(Revocations.issue(KEY, 8, {}).encode())
 
 
+def test_a_list_is_remembered_from_one_start_to_the_next(tmp_path):
+    path, given = tmp_path / "revoked" / "here.list", invite()
+    first = Membership(invite(), PEER.peer_id, path=path)
+    first.save()  # nothing yet
+    first.hear(Revocations.issue(KEY, 7, {given.grant.invite: None}).encode())
+    first.save()
+    assert Membership(invite(), PEER.peer_id, path=path).number == 7
+    with pytest.raises(NotAMember, match="was revoked; ask"):
+        Membership(given, PEER.peer_id, path=path)
+    path.write_bytes(b"damaged")
+    assert Membership(given, PEER.peer_id, path=path).number == -1
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x90", Revocations.issue(Identity.generate(), 1, {}).encode(), Revocations(KEY.peer_id, 1, {}).encode()],
