@@ -75,7 +75,7 @@ def make_swarm(size: int, seed: int = 0) -> tuple[Snapshot, Known]:
                 num_blocks=BLOCKS,
                 span=span,
                 state="online",
-                dtype="bfloat16",
+                precision="bfloat16",
                 addresses=(),
                 speed=Speed(decode_tokens_per_s=speed, prefill_tokens_per_s=10 * speed),
                 free_tokens=100_000,

@@ -115,7 +115,7 @@ def swarm_of(hops: int, dtype: str) -> Iterator[tuple[Any, LocalSwarm]]:
     cuts = [round(BLOCKS * hop / hops) for hop in range(hops + 1)]
     spans = [f"{start}:{stop}" for start, stop in zip(cuts, cuts[1:], strict=False)]
     with tempfile.TemporaryDirectory() as logs:
-        arguments = ("--dtype", dtype, "--threads", "1", "--kv-bytes", "1GiB")
+        arguments = ("--precision", dtype, "--threads", "1", "--kv-bytes", "1GiB")
         with LocalSwarm(MODEL, spans, *arguments, logs=Path(logs)) as servers, Swarm(servers.address) as swarm:
             servers.wait_until_online()
             yield AutoModelForCausalLM.from_pretrained(MODEL, swarm=swarm, dtype=getattr(torch, dtype)), servers

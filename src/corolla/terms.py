@@ -18,6 +18,7 @@ __all__ = [
     "Hop",
     "ModelId",
     "PeerId",
+    "Precision",
     "RelayOffer",
     "Rtt",
     "ServerState",
@@ -36,7 +37,10 @@ Address = NewType("Address", str)
 """Where a peer listens, by transport: ``tls://192.0.2.7:4001``."""
 
 DType = Literal["float32", "bfloat16", "float16"]
-"""The number format that blocks compute in."""
+"""A number format of tensors."""
+
+Precision = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+"""What a server holds its weights in: a number format, or one that rounds them and computes in bfloat16."""
 
 ServerState = Literal["joining", "online", "draining"]
 """Loading its span; serving; finishing what it has before it leaves."""
@@ -142,7 +146,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         next_span: Which blocks it is about to serve instead; ``None`` if it stays.
         move_s: How long it would be away if it took another span; ``None`` if it takes none.
         progress: How much of its span it has loaded, from 0 to 1.
-        dtype: The number format it computes in.
+        precision: What it holds its weights in.
         addresses: Where to dial it, cheapest first.
         speed: Measured throughput; ``None`` before it has been measured.
         free_tokens: How many more tokens its KV pool can hold.
@@ -168,7 +172,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     next_span: Span | None = None
     move_s: Annotated[float, Meta(ge=0, le=86400)] | None = None
     progress: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    dtype: DType
+    precision: Precision
     addresses: Annotated[tuple[Annotated[Address, Meta(max_length=256)], ...], Meta(max_length=16)]
     speed: Speed | None = None
     free_tokens: _Count = 0

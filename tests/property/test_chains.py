@@ -27,7 +27,7 @@ def peer(number):
 
 def announce(number, span, speed=None, **claims):
     measured = None if speed is None else Speed(decode_tokens_per_s=speed, prefill_tokens_per_s=8 * speed)
-    usual = {"model": MODEL, "num_blocks": BLOCKS, "state": "online", "dtype": "float32", "free_tokens": 100}
+    usual = {"model": MODEL, "num_blocks": BLOCKS, "state": "online", "precision": "float32", "free_tokens": 100}
     claim = partial(Announcement, sequence=1, ttl_s=10, model_name="", addresses=())
     return claim(peer=peer(number), span=span, speed=measured, **usual | claims)
 
@@ -50,7 +50,7 @@ def swarms(draw):
             draw(st.sampled_from([None, 0.0, 5e-324, 1.0, 7.5, 40.0])),
             model=draw(st.sampled_from([MODEL] * 5 + [OTHER])),
             state=draw(st.sampled_from(["online"] * 4 + ["joining", "draining"])),
-            dtype=draw(st.sampled_from(["float32", "bfloat16"])),
+            precision=draw(st.sampled_from(["float32", "bfloat16"])),
             free_tokens=draw(st.sampled_from([5, 100])),
             sessions=draw(st.integers(0, 9)),
             queue_s=draw(st.sampled_from([0.0, 0.5])),
@@ -72,7 +72,7 @@ DEMANDS = st.builds(
     decode_steps=st.integers(1, 20),
     rows=st.integers(1, 2),
     token_bytes=st.sampled_from([0, 2048]),
-    dtype=st.sampled_from([None, "float32"]),
+    precision=st.sampled_from([None, "float32"]),
     adapter=st.sampled_from([None, None, "pirate"]),
     allow=st.sampled_from([(), (), [peer(0), peer(1), peer(3)]]),
     avoid=st.sampled_from([(), (peer(0),), [peer(1), peer(2)]]),
@@ -97,7 +97,7 @@ def allows(server, demand, block):
     )
     return (
         (server.model, server.state) == (demand.model, "online")
-        and demand.dtype in (None, server.dtype)
+        and demand.precision in (None, server.precision)
         and (demand.adapter is None or demand.adapter in server.adapters)
         and server.free_tokens >= demand.tokens
         and server.peer not in demand.avoid
@@ -192,7 +192,7 @@ def check_refusal(error, snapshot, demand):
 
 def test_a_refusal_names_every_gap_what_was_wished_and_how_old_the_view_is():
     servers = [announce(0, Span(1, 2)), announce(1, Span(4, 5)), announce(2, Span(0, 6), free_tokens=3)]
-    demand = Demand(model=MODEL, span=Span(0, 6), tokens=7, dtype="float32", avoid=[peer(9)])
+    demand = Demand(model=MODEL, span=Span(0, 6), tokens=7, precision="float32", avoid=[peer(9)])
     with pytest.raises(NoChain) as caught:
         find_chain(Snapshot(announcements=tuple(servers), age_s=42), demand, {})
     assert caught.value.message == (

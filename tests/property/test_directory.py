@@ -31,7 +31,7 @@ def claim(identity, sequence=1, **changes):
         "num_blocks": 8,
         "span": Span(0, 4),
         "state": "online",
-        "dtype": "float32",
+        "precision": "float32",
         "addresses": (),
     }
     return Announcement(**{**fields, **changes})

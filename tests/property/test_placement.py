@@ -25,7 +25,7 @@ def peer(number):
 
 def announce(number, span, speed=None, **claims):
     measured = None if speed is None else Speed(decode_tokens_per_s=speed, prefill_tokens_per_s=0)
-    usual = {"model": MODEL, "num_blocks": 128, "state": "online", "dtype": "float32", "move_s": 10.0}
+    usual = {"model": MODEL, "num_blocks": 128, "state": "online", "precision": "float32", "move_s": 10.0}
     claim = partial(Announcement, sequence=1, ttl_s=10, model_name="", addresses=())
     return claim(peer=peer(number), span=span, speed=measured, **usual | claims)
 

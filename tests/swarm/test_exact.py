@@ -21,7 +21,7 @@ from corolla.testing import LocalSwarm, save_tiny_model
 
 NEW_TOKENS = 12
 GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-SERVER = ("--threads", "1", "--kv-bytes", str(64 << 20), "--dtype", "float32")
+SERVER = ("--threads", "1", "--kv-bytes", str(64 << 20), "--precision", "float32")
 pytestmark = pytest.mark.timeout(280)
 
 

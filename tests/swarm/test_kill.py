@@ -14,7 +14,7 @@ from corolla.hub import HubConfig, open_repository
 from corolla.testing import LocalSwarm
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-SERVER = ("--threads", "1", "--kv-bytes", str(64 << 20), "--dtype", "float32")
+SERVER = ("--threads", "1", "--kv-bytes", str(64 << 20), "--precision", "float32")
 pytestmark = pytest.mark.timeout(280)
 
 

@@ -8,7 +8,7 @@ from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm
 from corolla.testing import LocalSwarm, ServerProcess, save_tiny_model
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-ARGUMENTS = ("--threads", "1", "--kv-bytes", str(16 << 20), "--dtype", "float32")
+ARGUMENTS = ("--threads", "1", "--kv-bytes", str(16 << 20), "--precision", "float32")
 HURRY = {"SERVER_LOOK_S": "0.3", "SERVER_SETTLE_S": "0.3", "SWARM_TTL_S": "3", "SWARM_REFRESH_S": "0.5"}
 pytestmark = pytest.mark.timeout(240)
 

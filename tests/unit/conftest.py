@@ -73,7 +73,7 @@ class Host:
             "num_blocks": 4,
             "span": self.engine.span.span,
             "state": "online",
-            "dtype": "float32",
+            "precision": "float32",
             "addresses": self.endpoint.addresses,
             "free_tokens": self.engine.load.free_tokens,
         }

@@ -14,9 +14,9 @@ from corolla.blocks.architecture import (
 )
 from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
-from corolla.blocks.loading import block_bytes, load_span, needed_keys, weight_bytes
+from corolla.blocks.loading import block_bytes, load_span, needed_keys
 from corolla.blocks.products import use_threads
-from corolla.blocks.quantized import Quantization
+from corolla.blocks.quantized import Quantization, compute_dtype, weight_format
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.span import BlockSpan
@@ -36,6 +36,7 @@ __all__ = [
     "block_bytes",
     "build_tiny",
     "check_family",
+    "compute_dtype",
     "context_tokens",
     "decoder_of",
     "hidden_size",
@@ -50,5 +51,5 @@ __all__ = [
     "text_config",
     "tiny_config",
     "use_threads",
-    "weight_bytes",
+    "weight_format",
 ]

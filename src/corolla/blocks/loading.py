@@ -41,7 +41,6 @@ __all__ = [
     "refuse_missing",
     "refuse_quantized",
     "select_keys",
-    "weight_bytes",
 ]
 
 Progress = Callable[[int, int], None]
@@ -127,25 +126,7 @@ def needed_keys(config: PreTrainedConfig, span: Span, index_keys: Iterable[str])
     return select_keys(build_empty(pruned_class(model_class(config), span), config), index_keys)
 
 
-def weight_bytes(config: PreTrainedConfig, span: Span, dtype: torch.dtype) -> int:
-    """How much memory the weights of a span will take, without reading any.
-
-    Args:
-        config: The model's configuration.
-        span: Which blocks.
-        dtype: The number format to hold them in.
-
-    Raises:
-        UsageError: If the model does not have these blocks.
-        UnsupportedModel: If the architecture cannot be cut into spans.
-    """
-    check_span(config, span)
-    model = build_empty(pruned_class(model_class(config), span), config)
-    numbers: int = sum(tensor.numel() for tensor in model.state_dict().values())
-    return numbers * dtype.itemsize
-
-
-def block_bytes(config: PreTrainedConfig, dtype: torch.dtype, quantization: Quantization | None = None) -> list[int]:
+def block_bytes(config: PreTrainedConfig, dtype: torch.dtype | Quantization) -> list[int]:
     """How much memory the weights of each block will take, without reading any.
 
     Args:

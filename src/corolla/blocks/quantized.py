@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from corolla.blocks.products import FrozenLayer
 from corolla.errors import UnsupportedModel
+from corolla.terms import Precision
 
 __all__ = [
     "BITS",
@@ -25,6 +26,7 @@ __all__ = [
     "compute_dtype",
     "quantize",
     "saved_bytes",
+    "weight_format",
 ]
 
 Quantization = Literal["int8", "nf4"]
@@ -61,6 +63,14 @@ def quantize(block: nn.Module, quantization: Quantization) -> None:
     for name, layer in list(block.named_modules()):
         if _is_quantizable(layer):
             block.set_submodule(name, make(layer))
+
+
+def weight_format(precision: Precision) -> torch.dtype | Quantization:
+    """Give what blocks of a precision hold their weights in."""
+    if precision in ("int8", "nf4"):
+        return precision
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
 
 
 def compute_dtype(dtype: torch.dtype | Quantization) -> torch.dtype:

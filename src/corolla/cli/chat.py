@@ -28,7 +28,7 @@ MODEL_FLAGS = (
     Flag("chat.seed"),
     Flag("chat.greedy"),
     Flag("client.codec"),
-    Flag("client.dtype"),
+    Flag("client.precision"),
     Flag("client.adapter"),
     Flag("client.allow_peers", "--allow-peer"),
     Flag("client.avoid_peers", "--avoid-peer"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from corolla.blocks import context_tokens, use_threads
+from corolla.blocks import compute_dtype, context_tokens, use_threads, weight_format
 from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
@@ -73,7 +73,7 @@ class Conversation:
             self._model = AutoModelForCausalLM.from_pretrained(
                 self.name,
                 swarm=self._swarm,
-                dtype=getattr(torch, client.dtype) if client.dtype else None,
+                dtype=compute_dtype(weight_format(client.precision)) if client.precision else None,
                 hub=hub,
                 report=report,
             )

@@ -17,7 +17,7 @@ from corolla.cli.settings import Settings
 from corolla.errors import UsageError
 from corolla.hub import HubConfig, Progress, open_repository
 from corolla.swarm import SwarmConfig
-from corolla.terms import DType, ModelId, Span
+from corolla.terms import ModelId, Precision
 
 __all__ = ["info"]
 
@@ -77,15 +77,22 @@ def info(settings: Settings) -> None:
 
 def _describe(name: str, hub: HubConfig, report: Progress) -> _Model:
     """Read a model's small files and test its family."""
-    import torch
 
-    from corolla.blocks import check_family, context_tokens, hidden_size, load_config, num_blocks, weight_bytes
+    from corolla.blocks import (
+        block_bytes,
+        check_family,
+        context_tokens,
+        hidden_size,
+        load_config,
+        num_blocks,
+        weight_format,
+    )
 
     repository = open_repository(name, config=hub, report=report)
     config = load_config(repository.metadata_directory())
     family = check_family(config)
     blocks = num_blocks(config)
-    middle = Span(blocks // 2, blocks // 2 + 1)  # the first and the last are special in some families
+    middle = blocks // 2  # the first and the last are special in some families
     return _Model(
         name=repository.name,
         model_id=repository.model_id,
@@ -97,7 +104,9 @@ def _describe(name: str, hub: HubConfig, report: Progress) -> _Model:
         blocks=blocks,
         hidden_size=hidden_size(config),
         context_tokens=context_tokens(config),
-        block_bytes={dtype: weight_bytes(config, middle, getattr(torch, dtype)) for dtype in get_args(DType)},
+        block_bytes={
+            precision: block_bytes(config, weight_format(precision))[middle] for precision in get_args(Precision)
+        },
         files=sorted(set(repository.weight_map.values())),
     )
 
@@ -115,7 +124,7 @@ def _show_model(model: _Model, output: Output) -> None:
         "blocks": str(model["blocks"]),
         "width": str(model["hidden_size"]),
         "context": f"{model['context_tokens']} tokens" if model["context_tokens"] else "no limit stated",
-        "a block": ", ".join(f"{decimal(size)} in {dtype}" for dtype, size in model["block_bytes"].items()),
+        "a block": ", ".join(f"{decimal(size)} in {precision}" for precision, size in model["block_bytes"].items()),
         "weight files": files[0] + (f" ... {files[-1]} ({len(files)})" if len(files) > 1 else ""),
     }
     table = Table(box=None, show_header=False)

@@ -38,7 +38,7 @@ __all__ = ["serve"]
         Flag("server.blocks"),
         Flag("server.num_blocks"),
         Flag("server.stay"),
-        Flag("server.dtype"),
+        Flag("server.precision"),
         Flag("server.device"),
         Flag("server.host"),
         Flag("server.port"),

@@ -49,12 +49,12 @@ def show_servers(servers: Sequence[Announcement], blocks: int, output: Output, r
     """
     table = Table(
         Column("peer", min_width=8),
-        "name", "blocks", "state", "dtype", "tokens/s", "free tokens", "sessions", "version", "ms",
+        "name", "blocks", "state", "precision", "tokens/s", "free tokens", "sessions", "version", "ms",
         box=None, header_style="bold",
     )  # fmt: skip
     for server in sorted(servers, key=lambda one: (one.span, one.peer)):
         speed = f"{server.speed.decode_tokens_per_s:.0f}" if server.speed else ""
-        cells = [server.name[:_NAMES], str(server.span), server.state, server.dtype, speed]
+        cells = [server.name[:_NAMES], str(server.span), server.state, server.precision, speed]
         cells += [str(server.free_tokens), str(server.sessions), server.version[:_NAMES]]
         cells.append(f"{rtts_s[server.peer] * 1000:.1f}" if server.peer in rtts_s else "no answer")
         table.add_row(server.peer[:8], *(Text(without_controls(cell)) for cell in cells))

@@ -7,7 +7,7 @@ from typing import get_args
 from corolla.codec import PREFERENCES
 from corolla.errors import ConfigError
 from corolla.routing import Trust
-from corolla.terms import PEER_ID_PATTERN, DType
+from corolla.terms import PEER_ID_PATTERN, Precision
 
 __all__ = ["ClientConfig"]
 
@@ -23,7 +23,9 @@ class ClientConfig:
     codec: str = field(
         default="half", metadata={"help": "how activations travel: raw, half, fp16, bf16 or int8; see docs/codecs.md"}
     )
-    dtype: DType | None = field(default=None, metadata={"help": "precision that servers must compute in; default: any"})
+    precision: Precision | None = field(
+        default=None, metadata={"help": "what servers must hold their weights in; default: any"}
+    )
     max_tokens: int = field(
         default=2048,
         metadata={"help": "tokens that a session is opened for when nothing else is known", "unit": "tokens"},

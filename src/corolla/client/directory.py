@@ -259,7 +259,7 @@ class AsyncSwarm:
         config = self.config
         return replace(
             demand,
-            dtype=demand.dtype or config.dtype,
+            precision=demand.precision or config.precision,
             adapter=demand.adapter or config.adapter,
             allow=frozenset(map(PeerId, config.allow_peers)),
             avoid=frozenset(demand.avoid).union(map(PeerId, config.avoid_peers)),

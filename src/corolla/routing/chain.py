@@ -139,7 +139,7 @@ def no_chain(snapshot: Snapshot, demand: Demand) -> NoChain:
     gaps = uncovered(snapshot, demand)
     missing = " and ".join(map(str, gaps))
     wishes = [f"{demand.tokens} free KV tokens"] if demand.tokens else []
-    wishes += [f"precision {demand.dtype}"] if demand.dtype else []
+    wishes += [f"precision {demand.precision}"] if demand.precision else []
     wishes += [f"adapter {demand.adapter}"] if demand.adapter else []
     wishes += [f"{len(demand.allow)} peers allowed"] if demand.allow else []
     wishes += [f"{len(demand.avoid)} peers avoided"] if demand.avoid else []

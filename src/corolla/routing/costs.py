@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from corolla.terms import Announcement, DType, ModelId, PeerId, Snapshot, Span
+from corolla.terms import Announcement, ModelId, PeerId, Precision, Snapshot, Span
 
 __all__ = ["Demand", "Known", "Measured", "Price", "RoutingConfig", "Trust", "hop_price", "link_saving_s", "offers"]
 
@@ -90,7 +90,7 @@ class Demand:
         decode_steps: Steps of one token a row that follow.
         rows: How many rows such a step has.
         token_bytes: What the hidden state of one token takes on its way.
-        dtype: The precision that servers must compute in; ``None`` for any.
+        precision: What servers must hold their weights in; ``None`` for any.
         adapter: The adapter that servers must have; ``None`` for none.
         allow: The only peers that may be used; empty for any.
         avoid: Peers not to be used.
@@ -106,7 +106,7 @@ class Demand:
     decode_steps: int = 1
     rows: int = 1
     token_bytes: float = 0
-    dtype: DType | None = None
+    precision: Precision | None = None
     adapter: str | None = None
     allow: Collection[PeerId] = ()
     avoid: Collection[PeerId] = ()
@@ -137,7 +137,7 @@ def offers(snapshot: Snapshot, demand: Demand) -> list[tuple[Announcement, int, 
             or server.free_tokens < demand.tokens
             or server.peer in avoid
             or (allow and server.peer not in allow)
-            or (demand.dtype is not None and server.dtype != demand.dtype)
+            or (demand.precision is not None and server.precision != demand.precision)
             or (demand.adapter is not None and demand.adapter not in server.adapters)
         ):
             continue

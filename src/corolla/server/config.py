@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corolla.errors import ConfigError
-from corolla.terms import DType, Span
+from corolla.terms import Precision, Span
 
 __all__ = ["ServerConfig"]
 
@@ -25,8 +25,9 @@ class ServerConfig:
         default=None,
         metadata={"help": "serve so many blocks; default: as many as fit into free memory", "unit": "blocks"},
     )
-    dtype: DType | None = field(
-        default=None, metadata={"help": "precision to compute in; default: the model's own, float32 if it names none"}
+    precision: Precision | None = field(
+        default=None,
+        metadata={"help": "what to hold weights in; default: the model's own, or nf4 if that does not fit into memory"},
     )
     device: str | None = field(default=None, metadata={"help": "torch device; default: cuda if there is one, else cpu"})
     name: str = field(default="", metadata={"help": "how others see this server; for people only"})

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ from corolla.blocks import (
     load_config,
     load_span,
     needed_keys,
+    num_blocks,
+    weight_format,
 )
 from corolla.engine import free_bytes
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
@@ -22,15 +25,15 @@ from corolla.hub import HubConfig, Progress, Repository, open_repository
 from corolla.routing import choose_span
 from corolla.server.config import ServerConfig
 from corolla.telemetry import event, logger
-from corolla.terms import DType, Snapshot, Span
+from corolla.terms import Precision, Snapshot, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["Model", "load_blocks", "open_model"]
+__all__ = ["Model", "choose_precision", "load_blocks", "open_model"]
 
 _LOG = logger(__name__)
-_DTYPES: dict[torch.dtype, DType] = {
+_PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -49,7 +52,7 @@ class Model:
         block_bytes: How much memory each of its blocks takes.
         room_bytes: How much memory this server has for them.
         family: What the self-test of its architecture found.
-        dtype: The precision to compute in.
+        precision: What to hold weights in.
         device: Where to compute.
     """
 
@@ -58,7 +61,7 @@ class Model:
     block_bytes: tuple[int, ...]
     room_bytes: int
     family: FamilyReport
-    dtype: DType
+    precision: Precision
     device: str
 
     @property
@@ -113,24 +116,36 @@ def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
             f"{config.model} cannot be served: blocks of family {architecture.model_type!r}, run apart, do not give "
             f"the results of the whole model ({family.reason})"
         )
-    dtype = config.dtype or _DTYPES.get(getattr(architecture, "dtype", None) or torch.float32, "float32")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = tuple(block_bytes(architecture, getattr(torch, dtype)))
+    total = num_blocks(architecture)
     wanted = len(config.blocks) if config.blocks else config.num_blocks
-    if (config.blocks and config.blocks.stop > len(sizes)) or (wanted or 0) > len(sizes):
-        raise UsageError(
-            f"{config.model} has {len(sizes)} blocks, 0:{len(sizes)}; {config.blocks or wanted} were asked for"
-        )
+    if (config.blocks and config.blocks.stop > total) or (wanted or 0) > total:
+        raise UsageError(f"{config.model} has {total} blocks, 0:{total}; {config.blocks or wanted} were asked for")
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     available_bytes = free_bytes(torch.device(device))
-    needed_bytes = _least_bytes(sizes, config.blocks, wanted or 1)
     room_bytes = available_bytes if wanted else int(available_bytes * _WEIGHTS_SHARE)
+    precision = config.precision or choose_precision(architecture, config.blocks, wanted or total, room_bytes)
+    sizes = tuple(block_bytes(architecture, weight_format(precision)))
+    needed_bytes = _least_bytes(sizes, config.blocks, wanted or 1)
     if needed_bytes > room_bytes:
         raise SpanTooLarge(
-            f"{wanted or 1} blocks of {config.model} in {dtype} need {needed_bytes / 2**30:.1f} GiB, "
+            f"{wanted or 1} blocks of {config.model} in {precision} need {needed_bytes / 2**30:.1f} GiB, "
             f"{room_bytes / 2**30:.1f} GiB are free for them; serve fewer blocks with --num-blocks, or free some memory"
         )
     event(_LOG, "room for blocks", room_bytes=room_bytes, model_bytes=sum(sizes), of=len(sizes))
-    return Model(repository, architecture, sizes, room_bytes, family, dtype, device)
+    return Model(repository, architecture, sizes, room_bytes, family, precision, device)
+
+
+def choose_precision(architecture: "PreTrainedConfig", blocks: Span | None, count: int, room_bytes: int) -> Precision:
+    """Choose what to hold weights in: the model's own format if all wanted blocks fit, or else four bits."""
+    own = _PRECISIONS.get(getattr(architecture, "dtype", None) or torch.float32, "float32")
+    needed_bytes = _least_bytes(block_bytes(architecture, weight_format(own)), blocks, count)
+    fits = needed_bytes <= room_bytes
+    chosen: Precision = own if fits or find_spec("bitsandbytes") is None else "nf4"
+    reason = "the model's own" if fits else "the wanted blocks do not fit into memory in the model's own"
+    if chosen == own and not fits:
+        reason += ", and bitsandbytes is not installed: pip install 'corolla[quantized]'"
+    event(_LOG, "precision chosen", precision=chosen, why=reason, needed_bytes=needed_bytes, room_bytes=room_bytes)
+    return chosen
 
 
 def _least_bytes(sizes: Sequence[int], blocks: Span | None, count: int) -> int:
@@ -158,7 +173,7 @@ def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
     return load_span(
         directory,
         span,
-        dtype=getattr(torch, model.dtype),
+        dtype=weight_format(model.precision),
         device=model.device,
         report=model.family,
         progress=lambda done, total: report(label, done, total, "tensors"),

@@ -329,7 +329,7 @@ class Server:
             next_span=self._next_span,
             move_s=self.config.drain_s + self._tenure.load_s if self._can_move and self._tenure else None,
             progress=1.0 if self._loading is None else self._loading.progress,
-            dtype=model.dtype,
+            precision=model.precision,
             addresses=self.addresses,
             speed=self.speed,
             free_tokens=load.free_tokens if load else 0,

@@ -138,7 +138,7 @@ class SimulatedSwarm:
             num_blocks=len(self._sizes),
             span=span,
             state="online" if is_loaded else "joining",
-            dtype="float32",
+            precision="float32",
             addresses=(),
         )
         server = SimulatedServer(claim, power, room_bytes, is_measured=is_loaded)

@@ -22,7 +22,7 @@ def server(number, span=f"0:{BLOCKS}", tokens_per_s=10.0, **changes):
         "num_blocks": BLOCKS,
         "span": Span.parse(span),
         "state": "online",
-        "dtype": "float32",
+        "precision": "float32",
         "addresses": (),
         "speed": Speed(decode_tokens_per_s=tokens_per_s, prefill_tokens_per_s=10 * tokens_per_s),
         "free_tokens": 1000,

@@ -14,8 +14,8 @@ def test_every_candidate_for_the_first_hop_is_measured():
 
 
 def test_nobody_is_measured_who_cannot_be_used():
-    servers = [server(0, state="joining"), server(1, dtype="float16"), server(2), server(3)]
-    found = candidates(snapshot(*servers), demand(dtype="float32", avoid=[peer(3)]), {})
+    servers = [server(0, state="joining"), server(1, precision="float16"), server(2), server(3)]
+    found = candidates(snapshot(*servers), demand(precision="float32", avoid=[peer(3)]), {})
     assert [one.peer for one in found] == [peer(2)]
 
 

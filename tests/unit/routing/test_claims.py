@@ -19,7 +19,7 @@ def joining(peer, *span):
         num_blocks=4,
         span=Span(*span),
         state="joining",
-        dtype="float32",
+        precision="float32",
         addresses=(),
     )
 

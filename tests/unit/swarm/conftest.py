@@ -118,7 +118,7 @@ def claim(endpoint, span=(0, 4), **changes):
         "num_blocks": 8,
         "span": Span(*span),
         "state": "online",
-        "dtype": "float32",
+        "precision": "float32",
         "addresses": endpoint.addresses,
     }
     return Announcement(**{**fields, **changes})

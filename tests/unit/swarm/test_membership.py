@@ -160,7 +160,7 @@ def announce(invite_, *, identity=PEER, sequence=1):
         num_blocks=8,
         span=Span(0, 4),
         state="online",
-        dtype="float32",
+        precision="float32",
         addresses=(),
         membership=membership,
     )
