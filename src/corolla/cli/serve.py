@@ -48,6 +48,7 @@ __all__ = ["serve"]
         Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
+        Flag("hub.max_disk_bytes", "--max-disk"),
         Flag("output.log_level"),
         Flag("output.log_json"),
         Flag("output.json"),

@@ -18,7 +18,7 @@ from corolla.blocks import BlockSpan
 from corolla.cache import PAGE_TOKENS, PagePool, RowKV
 from corolla.engine.checks import check_blocks, check_context, check_forward, check_step, check_taps
 from corolla.engine.config import EngineConfig
-from corolla.engine.measure import free_bytes, kv_bytes_per_token, measure_speed
+from corolla.engine.measure import ObservedSpeed, free_bytes, kv_bytes_per_token, measure_speed
 from corolla.engine.work import FamilyRow, ForwardWork, Result, Row, SessionRows, StepWork
 from corolla.engine.worker import Worker
 from corolla.errors import PeerBusy, UsageError
@@ -65,6 +65,7 @@ class Engine:
         self._worker = Worker(span, config)
         self._pool = PagePool(0)
         self._closed = anyio.Event()
+        self._observed = ObservedSpeed(len(span.span))
         self._queue_s = 0.0
         self._queue_at_s = 0.0
 
@@ -102,7 +103,18 @@ class Engine:
 
     async def measure(self) -> Speed:
         """Measure how fast the blocks are on this machine; takes about a second."""
-        return await measure_speed(self)
+        speed = await measure_speed(self)
+        self._observed.assume(speed)
+        return speed
+
+    def assume(self, speed: Speed) -> None:
+        """Take a speed for measured."""
+        self._observed.assume(speed)
+
+    @property
+    def speed(self) -> Speed | None:
+        """How fast the blocks are: as measured or assumed, corrected by the sessions since; ``None`` before that."""
+        return self._observed.speed
 
     def open_session(self, blocks: Span, rows: int, max_tokens: int) -> SessionRows:
         """Let a session in.
@@ -190,6 +202,7 @@ class Engine:
             raise
         if not session.ended:
             session.rows = work.rows
+        self._observed.note(len(session.blocks), counts, result.compute_s)
         return result
 
     async def forward(

@@ -13,11 +13,54 @@ from corolla.terms import Speed
 if TYPE_CHECKING:
     from corolla.engine.engine import Engine
 
-__all__ = ["free_bytes", "kv_bytes_per_token", "measure_speed"]
+__all__ = ["ObservedSpeed", "free_bytes", "kv_bytes_per_token", "measure_speed"]
 
 _PROMPT_TOKENS = 128
 _DECODE_STEPS = 50
 _DECODE_S = 0.5
+_DECODE_WEIGHT, _PREFILL_WEIGHT = 0.02, 0.1
+"""Of a new observation in the average; there are far more tokens than prompts."""
+_LEAST_PROMPT_TOKENS = 32
+
+
+class ObservedSpeed:
+    """How fast a span is: as measured at the start, corrected by every step of a real session since.
+
+    Args:
+        blocks: How many blocks the span has.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._blocks = blocks
+        self._decode_s: float | None = None
+        self._prefill_s: float | None = None
+
+    @property
+    def speed(self) -> Speed | None:
+        """The present figure; ``None`` before :meth:`assume`."""
+        if not self._decode_s or not self._prefill_s:
+            return None
+        return Speed(decode_tokens_per_s=1 / self._decode_s, prefill_tokens_per_s=1 / self._prefill_s)
+
+    def assume(self, speed: Speed) -> None:
+        """Begin with a figure."""
+        self._decode_s, self._prefill_s = 1 / speed.decode_tokens_per_s, 1 / speed.prefill_tokens_per_s
+
+    def note(self, blocks: int, counts: tuple[int, ...], compute_s: float) -> None:
+        """Correct it by a step.
+
+        Args:
+            blocks: How many blocks it ran.
+            counts: For each row, how many tokens.
+            compute_s: How long that took.
+        """
+        if len(counts) != 1 or self._decode_s is None or self._prefill_s is None:
+            return
+        token_s = compute_s / max(counts) * self._blocks / blocks
+        if counts == (1,):
+            self._decode_s += _DECODE_WEIGHT * (token_s - self._decode_s)
+        elif counts[0] >= _LEAST_PROMPT_TOKENS:
+            self._prefill_s += _PREFILL_WEIGHT * (token_s - self._prefill_s)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -67,4 +110,4 @@ async def measure_speed(engine: "Engine") -> Speed:
         decode_s = time.perf_counter() - started_at_s
     finally:
         engine.close_session(session)
-    return Speed(decode_tokens_per_s=done / decode_s, prefill_tokens_per_s=rest / prefill_s)
+    return Speed(decode_tokens_per_s=max(done, 1) / decode_s, prefill_tokens_per_s=max(rest, 1) / prefill_s)

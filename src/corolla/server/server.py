@@ -21,6 +21,7 @@ from corolla.server.handler import Handler
 from corolla.server.loading import Model, open_model
 from corolla.server.rebalancing import Rebalancer
 from corolla.server.session import Outlet
+from corolla.server.speeds import SpeedFile, scaled
 from corolla.server.successors import Successors
 from corolla.server.tenure import Tenure
 from corolla.swarm import (
@@ -70,7 +71,6 @@ class Server:
 
     Attributes:
         span: The blocks, once they are claimed.
-        speed: What was measured, once it was.
         met: The peers that it has found by itself before it joined.
         is_founder: Whether it has started a swarm of its own, as it found none to join.
     """
@@ -120,7 +120,8 @@ class Server:
         self._state: ServerState = "joining"
         self._next_span: Span | None = None
         self.span: Span | None = None
-        self.speed: Speed | None = None
+        self._expected_speed: Speed | None = None
+        self._speeds: SpeedFile | None = None
         self.met: list[Contact] = []
         self.is_founder = False
 
@@ -138,6 +139,11 @@ class Server:
     def swarm_id(self) -> SwarmId | None:
         """Which private swarm this server is in; ``None`` for a public one."""
         return None if self._endpoint.membership is None else self._endpoint.membership.swarm
+
+    @property
+    def speed(self) -> Speed | None:
+        """How fast this server is, or expects to be once it has loaded its blocks; ``None`` if it cannot know."""
+        return self._expected_speed if self._engine is None else self._engine.speed
 
     @property
     def load(self) -> Load | None:
@@ -210,14 +216,17 @@ class Server:
             self._next_span = None
             await self._announce("draining")
             await reach("draining")
-            if self._tenure is not None:
+            if self._tenure is not None and self._engine is not None:
+                await self._remember_speed(self._engine, model, self._tenure.span)
                 await self._tenure.end(self.config.drain_s)
             await self._gossip.leave()
             tasks.cancel_scope.cancel()
 
     def _open_model(self, report: Progress) -> Model:
         with computing_threads(self._engine_config):  # the test of the family computes
-            return open_model(self.config, self._hub_config, report)
+            model = open_model(self.config, self._hub_config, report)
+        self._speeds = SpeedFile(self._hub_config.cache_dir / "speeds", model, self._engine_config.threads)
+        return model
 
     async def _serve_span(self, life: "_Life", model: Model, span: Span) -> None:
         """Load a span, measure it, and let it take over from whatever was served before."""
@@ -226,10 +235,10 @@ class Server:
         try:
             engine = await life.tasks.start(tenure.run, life.report)
             await life.reach("loaded")
-            speed = await engine.measure()
+            await self._settle_speed(engine, model, span)
         finally:
             self._loading = None
-        self._tenure, self._engine, self.span, self.speed = tenure, engine, span, speed
+        self._tenure, self._engine, self.span = tenure, engine, span
         self._handler.take_over(engine, model.repository.model_id)
         self._handler.is_draining = False
         self._next_span = None
@@ -272,21 +281,30 @@ class Server:
             await old.end(self.config.drain_s)
         self._handler.release()
         self._tenure = self._engine = self._next_span = None
-        self.speed = self._predicted_speed(model, span)
         self.span = span
+        await self._expect_speed(model, span)
         await self._announce("joining")
         await self._serve_span(life, model, span)
 
-    def _predicted_speed(self, model: Model, span: Span) -> Speed | None:
-        """Say how fast this server will be with other blocks: a token costs in proportion to their bytes."""
-        if self.speed is None or self.span is None:
-            return None
-        ratio = model.needed_bytes(self.span) / model.needed_bytes(span)
-        speed = self.speed
-        return Speed(
-            decode_tokens_per_s=speed.decode_tokens_per_s * ratio,
-            prefill_tokens_per_s=speed.prefill_tokens_per_s * ratio,
-        )
+    async def _settle_speed(self, engine: Engine, model: Model, span: Span) -> None:
+        """Let the engine know its speed from the last time, or else measure it."""
+        known = await self._expect_speed(model, span)
+        if known is None:
+            await engine.measure()
+            await self._remember_speed(engine, model, span)
+        else:
+            engine.assume(known)
+
+    async def _expect_speed(self, model: Model, span: Span) -> Speed | None:
+        """Recall how fast this machine is; a token costs in proportion to the bytes of the blocks."""
+        whole = None if self._speeds is None else await anyio.to_thread.run_sync(self._speeds.recall)
+        self._expected_speed = whole and scaled(whole, sum(model.block_bytes) / model.needed_bytes(span))
+        return self._expected_speed
+
+    async def _remember_speed(self, engine: Engine, model: Model, span: Span) -> None:
+        if engine.speed is not None and self._speeds is not None:
+            whole = scaled(engine.speed, model.needed_bytes(span) / sum(model.block_bytes))
+            await anyio.to_thread.run_sync(self._speeds.remember, whole)
 
     async def _claim(self, model: Model) -> Span:
         """Choose a span and claim it; where others claim at the same time, look again until nobody moves."""
@@ -297,6 +315,7 @@ class Server:
             if chosen == self.span:
                 return chosen
             self.span = chosen
+            await self._expect_speed(model, chosen)
             await self._announce("joining")
             if self.config.blocks is None:
                 await anyio.sleep(self.config.settle_s)

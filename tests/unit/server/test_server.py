@@ -1,6 +1,7 @@
 """A server's life: it joins, claims, loads, serves, lets its sessions finish, and leaves."""
 
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from corolla.client import AsyncSwarm, ClientConfig, Session, StepTokens, Target
 from corolla.engine import EngineConfig
+from corolla.engine.measure import ObservedSpeed
 from corolla.errors import ModelNotFound, NoChain, UsageError
+from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig
 from corolla.server.loading import Model
 from corolla.swarm import MemoryNetwork, SwarmConfig
@@ -34,6 +37,7 @@ class Life:
             config,
             engine=EngineConfig(threads=1, kv_bytes=1 << 20),
             swarm=SwarmConfig(refresh_s=0.1, gossip_interval_s=0.1),
+            hub=HubConfig(cache_dir=Path(directory).parent / "cache"),
             transport=network.transport,
         )
         self.reached = {stage: anyio.Event() for stage in [*STAGES, "moving"]}
@@ -97,6 +101,26 @@ async def test_a_life_has_its_stages_in_order_and_is_announced(directory, until)
             life.server.stop()
             await life.until("left")
     assert life.stages == STAGES
+
+
+async def test_a_restarted_server_knows_its_speed_and_learns_from_sessions(directory, tmp_path):
+    network = MemoryNetwork()
+    speeds = []
+    for blocks in (Span(0, 4), Span(0, 2)):
+        life = Life(network, directory, blocks=blocks)
+        async with living(life):
+            await life.until("online")
+            speeds.append(life.server.speed.decode_tokens_per_s)
+    assert speeds[1] == pytest.approx(2 * speeds[0], rel=0.05)
+    observed = ObservedSpeed(blocks=4)
+    observed.note(4, (1,), 1.0)
+    assert observed.speed is None
+    observed.assume(Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=1000.0))
+    for _ in range(200):
+        observed.note(2, (1,), 0.01)
+        observed.note(4, (100,), 1.0)
+    assert observed.speed.decode_tokens_per_s == pytest.approx(50.0, rel=0.05)
+    assert observed.speed.prefill_tokens_per_s == pytest.approx(100.0, rel=0.05)
 
 
 async def test_a_leaving_server_lets_sessions_finish_and_takes_no_new_ones(directory, until):
@@ -183,7 +207,7 @@ async def test_a_server_moves_where_it_is_needed_more_and_nobody_notices(directo
                 for life in crowd:
                     await life.until("online")
                 for life in (first, last, mover, *crowd):  # as on machines that are alike
-                    life.server.speed = Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0)
+                    life.server._engine.assume(Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0))
                 with anyio.fail_after(60):
                     while mover.server.span == here or mover.stages[-1] != "online":
                         await compute(swarm, model)
@@ -197,7 +221,7 @@ async def test_a_server_moves_where_it_is_needed_more_and_nobody_notices(directo
 async def lie(life, span):
     """Let a server announce blocks that it does not serve, and a speed that nobody has."""
     life.server.span = span
-    life.server.speed = Speed(decode_tokens_per_s=1e12, prefill_tokens_per_s=1e12)
+    life.server._engine.assume(Speed(decode_tokens_per_s=1e12, prefill_tokens_per_s=1e12))
     await life.server._announce("online")
 
 
