@@ -7,7 +7,7 @@ from typing import Literal
 from corolla.errors import ConfigError
 from corolla.telemetry.log import LevelName
 
-__all__ = ["ChatConfig", "DemoConfig", "InviteConfig", "OutputConfig", "ParentConfig"]
+__all__ = ["ChatConfig", "DemoConfig", "InviteConfig", "OutputConfig", "ParentConfig", "SupervisorConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +129,21 @@ class ParentConfig:
         default=False,
         metadata={"help": "read the addresses of peers from the first line of standard input, spaces between them"},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorConfig:
+    """What to do when a server crashes.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    restart: bool = field(default=False, metadata={"help": "start the server again when it crashes"})
+    longest_wait_s: float = field(
+        default=60.0, metadata={"help": "waits before starting again double up to this", "unit": "seconds"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.longest_wait_s < 1:
+            raise ConfigError(f"longest_wait_s is {self.longest_wait_s}; it must be at least 1 second")

@@ -1,6 +1,7 @@
 """The edge of the program: every way to fail becomes one clear line and an exit code.
 
-0 is success, 1 a failure, 2 a mistake of the caller, 130 an interruption, as shells have it.
+0 is success, 1 a failure, 2 a mistake of the caller, which trying again does not mend, 130 an interruption, as shells
+have it.
 """
 
 import os
@@ -11,14 +12,17 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from corolla.cli.console import without_controls
-from corolla.errors import Error, InternalError, LocalProtocolError, UsageError
+from corolla.errors import Error, InternalError, LocalProtocolError, ModelNotFound, UnsupportedModel, UsageError
 
-__all__ = ["INTERRUPTED", "report_failure"]
+__all__ = ["INTERRUPTED", "MISUSED", "report_failure"]
 
 INTERRUPTED = 130
 """The exit code of a program that was ended by Ctrl-C: 128 and the number of SIGINT."""
 
-_FAILED, _MISUSED = 1, 2
+MISUSED = 2
+"""The exit code for what was asked in vain and always will be."""
+
+_FAILED = 1
 
 
 def report_failure(error: BaseException, *, debug: bool) -> int:
@@ -56,7 +60,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
     if debug or message.startswith("bug"):
         traceback.print_exception(error)
     console.print(message, style="red")
-    return _MISUSED if isinstance(own, UsageError) else _FAILED
+    return MISUSED if isinstance(own, UsageError | ModelNotFound | UnsupportedModel) else _FAILED
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

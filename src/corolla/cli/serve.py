@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import anyio
 
-from corolla.cli.config import OutputConfig, ParentConfig
+from corolla.cli.config import OutputConfig, ParentConfig, SupervisorConfig
 from corolla.cli.console import Output
 from corolla.cli.failures import INTERRUPTED, report_failure
 from corolla.cli.flags import Flag, command
@@ -17,6 +17,7 @@ from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
+from corolla.cli.supervisor import supervise
 from corolla.engine import EngineConfig
 from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
@@ -27,7 +28,7 @@ __all__ = ["serve"]
 
 
 @command(
-    sections=("server", "engine", "swarm", "relay", "hub", "parent"),
+    sections=("server", "engine", "swarm", "relay", "hub", "parent", "supervisor"),
     flags=(
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
@@ -53,6 +54,7 @@ __all__ = ["serve"]
         Flag("output.log_json"),
         Flag("output.json"),
         Flag("output.quiet"),
+        Flag("supervisor.restart", "--restart/--no-restart"),
         Flag("parent.until_eof", is_hidden=True),
         Flag("parent.peers_from_stdin", is_hidden=True),
     ),
@@ -66,6 +68,10 @@ def serve(settings: Settings) -> int:
     """
     config, parent = settings.get(OutputConfig), settings.get(ParentConfig)
     configure_logging(config.log_level, json=config.log_json)
+    supervisor = settings.get(SupervisorConfig)
+    if supervisor.restart:
+        arguments = [*sys.argv[1:], "--no-restart"]
+        return supervise(arguments, Output(config), longest_wait_s=supervisor.longest_wait_s)
     server_config = settings.get(ServerConfig)
     if parent.peers_from_stdin:
         line = _read_line()

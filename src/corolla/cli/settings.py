@@ -54,6 +54,7 @@ SECTIONS = {
     "invite": "corolla.cli.config:InviteConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",
+    "supervisor": "corolla.cli.config:SupervisorConfig",
 }
 """The name of each section in the file, and the frozen dataclass that has its settings; imported when it is needed."""
 

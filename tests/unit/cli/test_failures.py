@@ -15,7 +15,8 @@ def below(cls):
 @pytest.mark.parametrize("cls", below(errors.Error), ids=lambda cls: cls.__name__)
 def test_each_error_has_an_exit_code(cls, capsys):
     code = report_failure(cls("7 of 8 are missing"), debug=False)
-    assert code == (2 if issubclass(cls, errors.UsageError) else 1)
+    in_vain = errors.UsageError, errors.ModelNotFound, errors.UnsupportedModel
+    assert code == (2 if issubclass(cls, in_vain) else 1)
     is_bug = cls in (errors.InternalError, errors.LocalProtocolError)
     said = capsys.readouterr().err
     assert ("Please report it" in said) is is_bug
