@@ -40,7 +40,7 @@ class SpeedFile:
         facts = [
             [device, platform.machine(), platform.node(), os.cpu_count(), threads],
             [__version__, str(torch.__version__), platform.python_version()],
-            [model.repository.model_id, model.dtype, model.device],
+            [model.repository.model_id, model.precision, model.device],
         ]
         self._path = directory / f"{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:32]}.json"
 
