@@ -49,7 +49,7 @@ def show_servers(servers: Sequence[Announcement], blocks: int, output: Output, r
     """
     table = Table(
         Column("peer", min_width=8),
-        "name", "blocks", "state", "precision", "tokens/s", "free tokens", "sessions", "version", "ms",
+        "name", "blocks", "state", "precision", "tokens/s", "free", "open", "version", "ms",
         box=None, header_style="bold",
     )  # fmt: skip
     for server in sorted(servers, key=lambda one: (one.span, one.peer)):

@@ -144,7 +144,7 @@ def revoke(settings: Settings) -> None:
         return
     output.result(f"revoked invite {revoked.id[:8]}{f' of {revoked.name}' if revoked.name else ''}")
     if problem is None:
-        output.note(f"told {told} servers, who tell all others")
+        output.note(f"servers told: {told}; they tell all others")
     else:
         output.note(f"the swarm does not know it yet: {problem}", style="yellow")
         output.note(

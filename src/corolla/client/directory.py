@@ -17,7 +17,7 @@ import anyio
 from corolla.client.config import ClientConfig
 from corolla.client.gather import gather
 from corolla.client.measuring import measure_often
-from corolla.errors import Error, NoChain, SwarmError, ungrouped
+from corolla.errors import Error, NoChain, NotAMember, SwarmError, ungrouped
 from corolla.routing import (
     Bans,
     Demand,
@@ -124,7 +124,7 @@ class AsyncSwarm:
             if self._failure is not None:
                 raise self._failure
             tasks.start_soon(measure_often, self._pings, self._worth_measuring, self.blame)
-            tasks.start_soon(partial(spread_revocations, self._endpoint, self.snapshot, rng=random.Random()))
+            tasks.start_soon(self._keep_membership)
             if self._upgrades is not None:
                 tasks.start_soon(self._upgrades.run)
             self._stack = stack.pop_all()
@@ -278,6 +278,13 @@ class AsyncSwarm:
             self._constrained(Demand(model=model, span=span)) for model, span in [*whole.items()][:_MOST_WANTED]
         ]
         return [server for demand in demands for server in candidates(snapshot, demand, known)]
+
+    async def _keep_membership(self) -> None:
+        """In a private swarm, hear who was revoked; if it is this client itself, servers say so when they are asked."""
+        try:
+            await spread_revocations(self._endpoint, self.snapshot, rng=random.Random())
+        except NotAMember as error:
+            _LOG.warning("%s", error.message)
 
     async def _follow(self, waiting: anyio.CancelScope) -> None:
         """Keep the view up to date; if that cannot even begin, end the wait for it."""

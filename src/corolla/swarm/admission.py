@@ -38,6 +38,7 @@ async def enter(channel: Channel, membership: Membership, *, deadline_s: float) 
     answer = (await channel.request(_greeting(membership), expected=Greeting, deadline_s=deadline_s)).message
     if answer.revoked is not None:
         membership.hear(answer.revoked)
+        membership.check_own()
     elif answer.number < membership.number:
         news = _greeting(membership, to=answer)
         await channel.request(news, expected=Greeting, deadline_s=deadline_s)
@@ -98,6 +99,8 @@ async def _hear(channel: Channel, membership: Membership, own: PeerId, deadline_
         membership.hear(greeting.revoked)
     grant = membership.judge(channel.peer, greeting.proof)
     if isinstance(grant, str):
+        if membership.has_invited(channel.peer, greeting.proof) and greeting.number < membership.number:
+            await channel.send(_greeting(membership, to=greeting), deadline_s=deadline_s)  # so that it hears why
         raise NotAMember(
             f"peer {own[:8]} is of a private swarm and turned peer {channel.peer[:8]} away: {grant}; "
             "ask the swarm's owner for another invite"

@@ -136,8 +136,7 @@ class Membership:
         self.changed = anyio.Event()
         self._read = lru_cache(_REMEMBERED_PROOFS)(self._read_proof)  # two signatures take 0.2 ms
         self._load()
-        if fault := self.fault_of(invite.grant):
-            raise NotAMember(f"{fault}; ask the swarm's owner for another")
+        self.check_own()
 
     def __repr__(self) -> str:
         return f"Membership({self.invite})"
@@ -204,6 +203,19 @@ class Membership:
             now = describe_time(self._now())
             return f"invite {grant.invite[:8]} expired on {describe_time(grant.expires_s)}, and it is {now} here"
         return None
+
+    def has_invited(self, peer: PeerId, proof: bytes) -> bool:
+        """Say whether a peer has come by an invite to this swarm, be it over or not."""
+        return not isinstance(self._read(peer, proof), str)
+
+    def check_own(self) -> None:
+        """Check that this peer's own invite still holds.
+
+        Raises:
+            NotAMember: If it has expired or was revoked.
+        """
+        if fault := self.fault_of(self.invite.grant):
+            raise NotAMember(f"not a member of swarm {self.swarm[:8]} any more: {fault}; ask its owner for another")
 
     def check_may_serve(self) -> None:
         """Check that this peer itself may announce a server.

@@ -29,6 +29,9 @@ async def spread_revocations(endpoint: Endpoint, snapshot: Callable[[], Snapshot
         endpoint: How to reach peers.
         snapshot: Gives the servers of the swarm.
         rng: The dice that choose among them.
+
+    Raises:
+        NotAMember: When this peer's own invite has expired or was revoked.
     """
     membership, config = endpoint.membership, endpoint.config
     if membership is None:
@@ -41,6 +44,7 @@ async def spread_revocations(endpoint: Endpoint, snapshot: Callable[[], Snapshot
         has_news, told = membership.number > told, membership.number
         if has_news:
             await to_thread.run_sync(membership.save)
+        membership.check_own()
         peers = [server for server in snapshot().announcements if server.peer != endpoint.peer_id]
         chosen = rng.sample(peers, min(config.fanout if has_news else 1, len(peers)))
         async with anyio.create_task_group() as tasks:

@@ -1,14 +1,30 @@
 """In a private swarm both sides of a stream check each other before a message is handled, whatever the transport."""
 
 import contextlib
+import random
+from functools import partial
 
 import anyio
 import pytest
 
 from corolla.errors import FrameTooLarge, NotAMember, PeerLost, PeerStranger, PeerTimeout, RemoteProtocolError
-from corolla.swarm import Channel, Contacts, Directory, Gossip, Identity, Invite, Membership, Revocations, SwarmConfig
+from corolla.swarm import (
+    Channel,
+    Contacts,
+    Directory,
+    Gossip,
+    Identity,
+    Invite,
+    Membership,
+    Revocations,
+    SwarmConfig,
+    spread_revocations,
+)
 from corolla.swarm.admission import MAX_GREETING_BYTES
+from corolla.terms import Snapshot
 from corolla.wire import Greeting, Ping, Pong, Subscribe
+
+from .conftest import claim
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 20
@@ -155,6 +171,32 @@ async def test_the_newer_list_of_revoked_invites_passes_either_way(net):
         client.membership.hear(lists[1])
         await client.greet(server.peer_id, server.addresses)
         assert server.membership.number == 2
+
+
+async def test_a_revoked_guest_hears_so_from_whoever_turns_it_away_and_ends(net):
+    revoked = Revocations.issue(KEY, 1, {(guest := Invite.issue(KEY)).grant.invite: None}).encode()
+    async with standing(net) as server, net.endpoint(private(guest)) as client:
+        server.membership.hear(revoked)
+        with pytest.raises(NotAMember, match="not a member of swarm .* any more: invite .* was revoked"):
+            await ping(client, server)
+        assert client.membership.number == 1
+        with pytest.raises(NotAMember, match="was revoked"):
+            await spread_revocations(client, lambda: Snapshot(announcements=()), rng=random.Random(0))
+
+
+async def test_news_of_a_revoked_invite_goes_round(net):
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(net.serving(Answering(), private(greet_s=0.2))) for _ in range(6)]
+        snapshot = Snapshot(announcements=tuple(claim(peer) for peer in peers))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        for seed, peer in enumerate(peers):
+            tasks.start_soon(partial(spread_revocations, peer, lambda: snapshot, rng=random.Random(seed)))
+        peers[0].membership.hear(Revocations.issue(KEY, 1, {}).encode())
+        with anyio.fail_after(DEADLINE_S):
+            for peer in peers:
+                while peer.membership.number < 1:
+                    await peer.membership.changed.wait()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_revoked_guest_is_turned_away_by_a_server_that_hears_of_it_from_the_same_stream(net):

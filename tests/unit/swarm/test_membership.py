@@ -104,7 +104,7 @@ def test_an_invite_ends_at_its_time_give_or_take_wrong_clocks():
     assert judge.require(PEER.peer_id, proof)
     late = member(invite(), Identity.generate(), NOW_S + CLOCK_TOLERANCE_S + 1)
     assert "expired on 2027-01-15 08:00 UTC, and it is 2027-01-15 08:05 UTC here" in late.judge(PEER.peer_id, proof)
-    with pytest.raises(NotAMember, match="ask the swarm's owner"):
+    with pytest.raises(NotAMember, match="ask its owner for another"):
         member(given, now_s=NOW_S + CLOCK_TOLERANCE_S + 1)
 
 
