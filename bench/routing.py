@@ -14,7 +14,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from bench.report import Row, write_report
-from corolla.routing import Demand, Known, Measured, candidates, find_chain, find_chains, predict_s
+from corolla.routing import Demand, Known, Measured, candidates, find_chain, find_chains
 from corolla.terms import MAX_RTTS, RTT_PEER_LETTERS, Announcement, ModelId, PeerId, Rtt, Snapshot, Span, Speed
 
 __all__ = ["main"]
@@ -110,15 +110,12 @@ def time_ms(choose: Callable[[], object]) -> float:
 
 
 def quality() -> list[Row]:
-    """Say what is gained by choosing well, in a swarm of a thousand."""
+    """Say what several chains bring, in a swarm of a thousand."""
     snapshot, known = make_swarm(1_000)
-    best_s = predict_s(find_chain(snapshot, PUSHED, known), snapshot, PUSHED, known)
-    by_client_s = predict_s(find_chain(snapshot, GENERATION, known), snapshot, GENERATION, known)
     lanes = find_chains(snapshot, TRAINING, known, limit=CHAINS)
     (single,) = find_chains(snapshot, TRAINING, known, limit=1)
     together = sum(lane.requests_per_s for lane in lanes)
     return [
-        Row("1,000 servers: time of a generation with pushes", best_s, "s", "by the client", best_s / by_client_s),
         Row("1,000 servers: rate of several chains", together, "1/s", "one chain", together / single.requests_per_s),
     ]
 

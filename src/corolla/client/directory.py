@@ -210,7 +210,7 @@ class AsyncSwarm:
     def learn(self, peer: PeerId, work: Work) -> None:
         """Take into account what a peer has done, and how long it took; that it has done it clears its name."""
         self.praise(peer)
-        self._experience.note(peer, work, time.monotonic())
+        self._experience.note(peer, work, time.monotonic(), self._pings.rtt_s(peer))
 
     def blame(self, peer: PeerId, error: Error) -> None:
         """Keep away from a peer for as long as the error says."""

@@ -17,10 +17,10 @@ import torch
 from corolla.client.directory import AsyncSwarm, ModelRouter, Target
 from corolla.client.hop import HopSession, read_tensors
 from corolla.client.ledger import Ledger, Mark
-from corolla.client.steps import Answer, Replay, StepTokens
+from corolla.client.steps import Answer, Replay, StepTokens, work_done
 from corolla.errors import Error, PeerTimeout, SessionClosed
 from corolla.replay import replay_tokens
-from corolla.routing import Demand, Work
+from corolla.routing import Demand
 from corolla.swarm import Received
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Chain, Hop, PeerId, Span
@@ -84,6 +84,7 @@ class LiveChain:
         self._events: asyncio.Queue[tuple[HopSession, Received[Message] | Error]] = asyncio.Queue(_EVENTS)
         self._is_closed = False
         self._is_untaken = True
+        self._passed_s: dict[int, float] = {}  # when each step under way was sent, or last heard of
         self._router = self._new_router()
         self.chain: Chain | None = None
         self.replays: list[Replay] = []
@@ -113,6 +114,7 @@ class LiveChain:
         """
         self._is_untaken = self._is_untaken and not self._ledger.under_way
         step, sent = await self._ledger.write(tokens, taps)
+        self._passed_s[step.number] = time.perf_counter()
         await self._send(self._hops[self._target.span.start], step, sent.payload)
 
     async def answer(self) -> Answer:
@@ -194,6 +196,7 @@ class LiveChain:
         if not any(new):
             return
         began = _Started(self._ledger.log.tokens, time.perf_counter())
+        self._passed_s.clear()  # what is sent again takes as long as the replay
         after_new = [False, *new[:-1]]
         fed = [one or before for one, before in zip(new, after_new, strict=True)]
         tokens = [secrets.token_bytes(16) if is_fed and index else None for index, is_fed in enumerate(fed)]
@@ -331,6 +334,7 @@ class LiveChain:
             event(_LOG, "replaced", by=words, tokens=started.tokens, elapsed_s=round(elapsed_s, 3))
         done = min(one.done for one in self._hops.values())
         self._ledger.settle(done)
+        self._passed_s = {step: at_s for step, at_s in self._passed_s.items() if step > done}
 
     def _read(self, session: HopSession, step: Step, heard: Received[Message]) -> list[torch.Tensor]:
         """Decode what came with an answer."""
@@ -343,16 +347,11 @@ class LiveChain:
             raise
 
     def _learn(self, hop: Hop, step: Step, timing: Timing) -> None:
-        """Take into account what a hop says of its time; how far away it is, pings tell."""
-        work = Work(
-            blocks=len(hop.span),
-            tokens=sum(step.counts),
-            is_decode=max(step.counts) == 1,
-            nbytes=0,
-            total_s=None,
-            queue_s=timing.queue_s,
-            compute_s=timing.compute_s,
-        )
+        """Take into account what a hop says of its time, and how long that was; how far away it is, pings tell."""
+        now_s = time.perf_counter()
+        passed_s = self._passed_s.get(step.number)
+        self._passed_s[step.number] = now_s
+        work = work_done(hop, step, timing, None if passed_s is None else now_s - passed_s)
         self._swarm.learn(hop.peer, work)
 
     def _reachable(self, hop: Hop) -> tuple[Address, ...]:

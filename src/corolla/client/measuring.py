@@ -18,6 +18,8 @@ _AGAIN_S = 10.0
 _AT_ONCE = 8
 _BETWEEN_S = 0.2
 _IDLE_S = 1.0
+_REST = 50
+"""Choosing rests for so many times as long as it took."""
 
 
 async def measure_often(
@@ -41,9 +43,13 @@ async def measure_often(
             blame(server.peer, error)
             event(_LOG, "ping failed", level=logging.DEBUG, peer=server.peer[:8], code=error.code)
 
+    chosen: dict[PeerId, Announcement] = {}
+    look_s = 0.0
     while True:
         now_s = time.monotonic()
-        chosen = {server.peer: server for server in choose()}
+        if now_s >= look_s:
+            chosen = {server.peer: server for server in choose()}
+            look_s = now_s + _REST * (time.monotonic() - now_s)
         due_s = {peer: at_s for peer, at_s in due_s.items() if at_s > now_s}
         due = [server for peer, server in chosen.items() if peer not in due_s]
         async with anyio.create_task_group() as tasks:

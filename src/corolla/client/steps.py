@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from corolla.routing import Work
 from corolla.terms import Hop
-from corolla.wire import Timing
+from corolla.wire import Step, Timing
 
-__all__ = ["Answer", "HopTiming", "Replay", "StepResult", "StepTokens"]
+__all__ = ["Answer", "HopTiming", "Replay", "StepResult", "StepTokens", "work_done"]
 
 
 class HopTiming(NamedTuple):
@@ -99,3 +100,24 @@ class StepTokens:
                 offset += count
             order = self.order if first == 0 else None
             yield StepTokens(self.hidden_ND[first:last], tuple(starts), tuple(counts), order)
+
+
+def work_done(hop: Hop, step: Step, timing: Timing, total_s: float | None) -> Work:
+    """Say what a hop has done for a step whose outputs are pushed.
+
+    Args:
+        hop: Which hop.
+        step: The step.
+        timing: What the hop says of its time.
+        total_s: From what was heard of the step before this hop to what the hop says of it, if nothing came between.
+    """
+    return Work(
+        blocks=len(hop.span),
+        tokens=sum(step.counts),
+        is_decode=max(step.counts) == 1,
+        nbytes=0,
+        total_s=total_s,
+        queue_s=timing.queue_s,
+        compute_s=timing.compute_s,
+        is_pushed=True,
+    )

@@ -43,10 +43,7 @@ def find_chain(
         NoChain: If some blocks have no server; the message says which, and how old the view is.
     """
     config = config or RoutingConfig()
-    stays = make_stays(offers(snapshot, demand), demand, known, config)
-    if rng is not None:
-        for stay in stays:
-            stay.raise_cost(1 + config.spread * rng.random())
+    stays = make_stays(offers(snapshot, demand), demand, known, config, rng)
     way = Sweeper(stays, demand.span, make_link(stays, demand, known, config)).find()
     if way is None:
         raise no_chain(snapshot, demand)
@@ -91,11 +88,22 @@ def predict_s(
 
 
 def make_stays(
-    found: Sequence[tuple[Announcement, int, int]], demand: Demand, known: Known, config: RoutingConfig
+    found: Sequence[tuple[Announcement, int, int]],
+    demand: Demand,
+    known: Known,
+    config: RoutingConfig,
+    rng: "random.Random | None" = None,
 ) -> list[Stay]:
-    """Prepare a sweep: put a price on every server that may be used."""
+    """Prepare a sweep: put a price on every server that may be used, and with dice raise it by a random share."""
     price, measured = hop_price(demand, config), known.get
-    return [Stay(server, start, stop, *price(server, measured(server.peer))) for server, start, stop in found]
+    stays = []
+    factor = 1.0
+    for server, start, stop in found:
+        enter_s, block_s, leave_s = price(server, measured(server.peer))
+        if rng is not None:
+            factor = 1 + config.spread * rng.random()
+        stays.append(Stay(server, start, stop, enter_s * factor, block_s * factor, leave_s * factor, factor))
+    return stays
 
 
 def make_link(stays: Sequence[Stay], demand: Demand, known: Known, config: RoutingConfig) -> Link | None:

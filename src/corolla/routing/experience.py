@@ -27,9 +27,11 @@ class Work(NamedTuple):
         tokens: How many tokens, over all rows.
         is_decode: Whether it was one token a row.
         nbytes: How many bytes went there and back.
-        total_s: From sending to having the answer, by the client's own clock; ``None`` if the output went elsewhere.
+        total_s: From sending to having the answer, by the client's own clock; where outputs are pushed, from hearing of
+            the hop before to hearing of this one. ``None`` if that was disturbed.
         queue_s: For how long the work waited there, as the server says.
         compute_s: How long it took to compute, as the server says.
+        is_pushed: Whether its input came from another server.
     """
 
     blocks: int
@@ -39,6 +41,7 @@ class Work(NamedTuple):
     total_s: float | None
     queue_s: float
     compute_s: float
+    is_pushed: bool = False
 
 
 class _Met(NamedTuple):
@@ -49,24 +52,28 @@ class _Met(NamedTuple):
 class Experience:
     """Averages, by peer, of what its work has taken.
 
-    A server that says less of its computing than is true appears to be so much further away: the sum is the client's
-    own.
+    A server that says less of its computing than is true gains nothing: the sum is the client's own, and what the
+    server does not account for counts as its network. Where outputs are pushed, a single token can be no longer on its
+    way than by the client, which is the round trip of a ping; what takes longer counts as computing.
     """
 
     def __init__(self) -> None:
         self._met: dict[PeerId, _Met] = {}
 
-    def note(self, peer: PeerId, work: Work, now_s: float) -> None:
+    def note(self, peer: PeerId, work: Work, now_s: float, ping_s: float | None = None) -> None:
         """Take a piece of work into account.
 
         Args:
             peer: Who did it.
             work: What it was, and how long it took.
             now_s: The present, on the caller's monotonic clock.
+            ping_s: The round trip of a ping to it.
         """
         known = self._met.pop(peer, _Met(Measured(), now_s)).measured
         queue_s, compute_s, network_s = work.queue_s, work.compute_s, None
-        if work.total_s is not None:
+        if work.is_pushed and work.is_decode and work.total_s is not None and ping_s is not None:
+            compute_s = max(compute_s, work.total_s - queue_s - ping_s)
+        elif work.total_s is not None and not work.is_pushed:
             queue_s = min(queue_s, work.total_s)
             compute_s = min(compute_s, work.total_s - queue_s)
             network_s = work.total_s - queue_s - compute_s

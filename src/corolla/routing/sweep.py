@@ -12,7 +12,7 @@ there are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import accumulate
 from typing import NamedTuple
@@ -83,11 +83,12 @@ class Stay:
     factor: float = 1.0
     links: Sequence[tuple["Stay", float]] | None = None
     is_present: bool = False
-    cost_s: float = _INFINITY
-    start: int = 0
-    before: Way | None = None
-    pushed_s: float = _INFINITY
-    pushed_from: Way | None = None
+    # Set when a sweep begins for this server: there are many servers, and few of them are swept.
+    cost_s: float = field(init=False)
+    start: int = field(init=False)
+    before: Way | None = field(init=False)
+    pushed_s: float = field(init=False)
+    pushed_from: Way | None = field(init=False)
 
     def raise_cost(self, factor: float) -> None:
         """Make everything at this server dearer."""
@@ -126,8 +127,7 @@ class Sweeper:
             way, reached_s = _sweep(self._few, self._span)
             if way is None:
                 return None
-            is_bargain = _bargains(reached_s, self._span)
-            bargains = dict.fromkeys(stay for stay in self._rest if is_bargain(stay))
+            bargains = dict.fromkeys(_bargains(self._rest, reached_s, self._span))
             if not bargains:
                 return way if self._link is None else _sweep(self._few, self._span, self._link, self._beam)[0]
             self._few |= bargains
@@ -148,8 +148,8 @@ def _champions(stays: Iterable[Stay]) -> list[Stay]:
     return [*longest.values(), *(stay for _, stay in cheapest.values())]
 
 
-def _bargains(reached_s: Sequence[float], span: Span) -> Callable[[Stay], bool]:
-    """Make a test of whether a server may be cheaper, for some run of its blocks, than the way that was found.
+def _bargains(stays: Iterable[Stay], reached_s: Sequence[float], span: Span) -> list[Stay]:
+    """List the servers that may be cheaper, for some run of their blocks, than the way that was found.
 
     What a server saves over a run of blocks is at most the sum, over all of its blocks, of what each costs beyond the
     server's own price of a block, less what it costs to enter and leave. The sums are looked up for the next lower
@@ -157,20 +157,21 @@ def _bargains(reached_s: Sequence[float], span: Span) -> Callable[[Stay], bool]:
     """
     prices_s = [after - before for before, after in zip(reached_s, reached_s[1:], strict=False)]
     highest_s = max(prices_s)
-    scale = _STEPS / highest_s if highest_s > 0 else 0.0
+    if highest_s <= 0:
+        return []
+    scale = _STEPS / highest_s
     tables = [
         list(accumulate((max(0.0, price_s - step / scale) for price_s in prices_s), initial=0.0))
-        for step in range(_STEPS if scale else 0)
+        for step in range(_STEPS + 1)  # one more, where rounding leads
     ]
     offset = span.start
-
-    def is_bargain(stay: Stay) -> bool:
-        if stay.block_s >= highest_s:
-            return False
-        table = tables[int(stay.block_s * scale)]
-        return stay.enter_s + stay.leave_s < table[stay.stop - offset] - table[stay.first - offset]
-
-    return is_bargain
+    return [
+        stay
+        for stay in stays
+        if stay.block_s < highest_s
+        and stay.enter_s + stay.leave_s
+        < (saved_s := tables[int(stay.block_s * scale)])[stay.stop - offset] - saved_s[stay.first - offset]
+    ]
 
 
 def _sweep(

@@ -31,7 +31,7 @@ _GAIN = 0.5
 _CLOSE = 0.99
 """The share of what is possible at which the search ends."""
 _MOST_ROUNDS = 200
-_MOST_SWEPT = 20_000
+_MOST_SWEPT = 5_000
 """Servers that are looked at in all rounds together, beyond two rounds for each chain that is wanted."""
 _EPSILON = 1e-9
 
@@ -83,10 +83,7 @@ def find_chains(
     if limit < 1:
         raise ValueError(f"{limit} chains were asked for")
     config = config or RoutingConfig()
-    stays = make_stays(offers(snapshot, demand), demand, known, config)
-    if rng is not None:
-        for stay in stays:
-            stay.raise_cost(1 + config.spread * rng.random())
+    stays = make_stays(offers(snapshot, demand), demand, known, config, rng)
     rounds = min(_MOST_ROUNDS, max(2 * limit, _MOST_SWEPT // max(1, len(stays))))
     columns = _search(stays, demand.span, rounds)[: 3 * limit]
     if not columns:

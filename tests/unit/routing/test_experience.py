@@ -41,6 +41,16 @@ def test_no_part_of_the_time_exceeds_the_whole():
     assert experience.known({}, 0.0)[peer(0)] == Measured(0.0, 0.5, 0.0)
 
 
+def test_what_no_way_can_take_counts_as_computing_where_outputs_are_pushed():
+    experience = Experience()
+    experience.note(peer(0), DECODE._replace(is_pushed=True), 0.0, 0.3)  # half a second: 0.1 + 0.2 and at most 0.3
+    assert experience.known({}, 0.0)[peer(0)].decode_block_s == pytest.approx(0.2 / 4)
+    experience.note(peer(1), DECODE._replace(is_pushed=True), 0.0, 0.05)
+    assert experience.known({}, 0.0)[peer(1)] == Measured(None, pytest.approx(0.1), pytest.approx(0.35 / 4))
+    experience.note(peer(2), DECODE._replace(is_pushed=True, total_s=None), 0.0, 0.05)
+    assert experience.known({}, 0.0)[peer(2)].decode_block_s == pytest.approx(0.2 / 4)
+
+
 def test_few_bytes_tell_nothing_about_bandwidth():
     experience = Experience()
     experience.note(peer(0), PREFILL._replace(nbytes=1000), now_s=0.0)

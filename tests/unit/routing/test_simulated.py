@@ -44,8 +44,8 @@ def test_without_dice_the_choice_is_always_the_best():
 
 
 @pytest.mark.parametrize("is_timing_false", [False, True])
-@pytest.mark.parametrize("is_training", [False, True])
-def test_a_server_that_lies_about_its_speed_loses_its_traffic(is_timing_false, is_training):
+@pytest.mark.parametrize("use", ["training", "by client", "pushed"])
+def test_a_server_that_lies_about_its_speed_loses_its_traffic(is_timing_false, use):
     """It claims a hundred times what it does; it may also say that it computed in no time, but cannot answer sooner."""
     true = {peer(0): 1.0, peer(1): 10.0, peer(2): 9.0}  # tokens a second
     liar = server(0, speed=Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0))
@@ -54,6 +54,7 @@ def test_a_server_that_lies_about_its_speed_loses_its_traffic(is_timing_false, i
         for number in (1, 2)
     ]
     seen, experience, rtts_s = snapshot(liar, *honest), Experience(), dict.fromkeys(true, 0.02)
+    is_training = use == "training"
     tokens = 20 if is_training else 1
     work = demand(prompt_tokens=20, decode_steps=0, token_bytes=10_000) if is_training else demand(decode_steps=20)
     chosen = []
@@ -71,8 +72,9 @@ def test_a_server_that_lies_about_its_speed_loses_its_traffic(is_timing_false, i
             total_s=compute_s + 0.02,
             queue_s=0.0,
             compute_s=said_s,
+            is_pushed=use == "pushed",
         )
-        experience.note(hop.peer, done, now_s=float(step))
+        experience.note(hop.peer, done, float(step), rtts_s[hop.peer])
     assert chosen[0] == peer(0)
     assert peer(0) not in chosen[1:]
 
