@@ -26,7 +26,16 @@ from corolla.server import Server, ServerConfig
 from corolla.swarm import Identity, SwarmConfig, TlsTransport
 from corolla.terms import Span
 from corolla.testing import ThreadedSwarm, save_tiny_model
-from corolla.wire import Failure, FrameDecoder, OpenSession, Ping, SessionState, decode_message, encode_frame
+from corolla.wire import (
+    PROTOCOL_VERSION,
+    Failure,
+    FrameDecoder,
+    OpenSession,
+    Ping,
+    SessionState,
+    decode_message,
+    encode_frame,
+)
 from corolla.wire import encode_message as encode
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -188,7 +197,7 @@ def test_more_rows_than_there_are_pages_are_refused(model, serves):
 # What a stranger may throw
 
 
-def frame(version=1, message_bytes=0, payload_bytes=0, rest=b""):
+def frame(version=PROTOCOL_VERSION, message_bytes=0, payload_bytes=0, rest=b""):
     return struct.pack(">4sB3xIII", b"CRLA", version, 0, message_bytes, payload_bytes) + rest
 
 
@@ -257,7 +266,7 @@ def test_a_client_that_vanishes_leaves_its_pages(servers, swarm, serves):
             model = swarm.snapshot().announcements[0].model
             opening = OpenSession(model=model, span=server.span, rows=1, max_tokens=128, codec="raw")
             stream = await TlsTransport(Identity.generate(), SwarmConfig()).dial(thread.peer_id, server.addresses[0])
-            SessionState().sent(opening)
+            SessionState("client").sent(opening)
             await stream.send(b"".join(encode_frame(encode(opening))))
             streams.append(stream)
         taken = await sessions_are(swarm, 1)()
