@@ -12,7 +12,7 @@ from corolla.wire import Ping, Pong
 __all__ = ["Pings"]
 
 _BULK_BYTES: Final = 1 << 20
-_SHORTEST_S: Final = 1e-4
+_CLOCK_S: Final = 1e-6  # a coarse clock may not have ticked
 _WEIGHT: Final = 0.25
 """Of a new measurement in the average; the round-trip estimate of TCP uses 1/8 (RFC 6298), with far more of them."""
 
@@ -70,7 +70,8 @@ class Pings:
             addresses: Where it is.
 
         Returns:
-            Bytes a second, beyond the round trip that every message takes.
+            Bytes a second, beyond the round trip that every message takes; at most twice what was seen with it, since a
+            round trip varies.
 
         Raises:
             Error: As :meth:`ping`.
@@ -82,4 +83,4 @@ class Pings:
                 Ping(), [bytes(_BULK_BYTES)], expected=Pong, deadline_s=self._endpoint.config.request_s
             )
             elapsed_s = anyio.current_time() - begin_s
-        return _BULK_BYTES / max(elapsed_s - rtt_s, _SHORTEST_S)
+        return _BULK_BYTES / max(elapsed_s - rtt_s, elapsed_s / 2, _CLOCK_S)
