@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from bench.passages import token_windows
 from bench.report import Row, write_report
-from corolla.blocks import BlockSpan, PackedRow, Quantization, check_family, load_config, load_span, use_threads
+from corolla.blocks import BlockSpan, PackedRow, Quantization, check_family, load_config, load_span
 from corolla.cache import RowKV
 from corolla.hub import HubConfig, load_tokenizer, open_repository
 from corolla.terms import Span
@@ -60,7 +60,7 @@ class Variant:
 
 def main() -> None:
     """Print the table and write the report."""
-    use_threads(1)
+    torch.set_num_threads(1)
     repository = open_repository(MODEL, config=HubConfig())
     directory = repository.metadata_directory()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.report import Row, write_report
-from corolla.blocks.products import order, product_with, use_threads
+from corolla.blocks.products import order, product_with
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 @torch.inference_mode()
 def main() -> None:
     """Measure, print the table, write the report."""
-    use_threads(1)
+    torch.set_num_threads(1)
     rows: list[Row] = []
     for label, dtype in DTYPES.items():
         for outputs, inputs in SHAPES:

@@ -25,7 +25,6 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from bench.report import Row, write_report
-from corolla.blocks import use_threads
 from corolla.client import AutoModelForCausalLM, Session, Swarm
 from corolla.hub import HubConfig, open_repository
 from corolla.testing import LocalSwarm
@@ -82,7 +81,7 @@ class Contender:
 
 def main() -> None:
     """Measure both precisions, print the table, write the report."""
-    use_threads(1)
+    torch.set_num_threads(1)
     rows: list[Row] = []
     for label, dtype in DTYPES.items():
         rows += measure(label, dtype)

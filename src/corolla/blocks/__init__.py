@@ -15,7 +15,6 @@ from corolla.blocks.architecture import (
 from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
 from corolla.blocks.loading import block_bytes, load_span, needed_keys
-from corolla.blocks.products import use_threads
 from corolla.blocks.quantized import Quantization, compute_dtype, weight_format
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
@@ -50,6 +49,5 @@ __all__ = [
     "split_model",
     "text_config",
     "tiny_config",
-    "use_threads",
     "weight_format",
 ]

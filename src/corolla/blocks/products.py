@@ -1,9 +1,8 @@
 """Products of a few tokens with frozen weights, each by the kernel that is fastest for it.
 
 A decode step multiplies one token, or one of each session, with every weight of a span; its speed is that of reading
-them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``): so single rows in
-float32 go to the BLAS of numpy, and bfloat16 to oneDNN with weights in its own order. Knows weights and rows; not what
-they are for.
+them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``), so weights are brought
+into the order of oneDNN, which is faster for any number of rows. Knows weights and rows; not what they are for.
 """
 
 # N rows, I inputs, O outputs
@@ -11,34 +10,18 @@ they are for.
 from collections.abc import Callable
 from typing import Final
 
-import numpy as np
 import psutil
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["FrozenLayer", "Head", "Ordered", "Product", "order", "product_with", "use_threads"]
+__all__ = ["FrozenLayer", "Head", "Ordered", "Product", "order", "product_with"]
 
 Product = Callable[[Tensor], Tensor]
 """Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
 
 _ROOMY: Final = 8
 """A head keeps a second copy of its weight where so many would fit into free memory."""
-
-_GEMV_ROWS: Final = 3
-"""Up to so many rows are multiplied one by one: a matrix-vector product reads the weights at the speed of memory,
-which torch's product of few rows does not (``bench/products.py``)."""
-
-
-def use_threads(count: int) -> None:
-    """Let products use so many threads: torch's in the thread that calls this and those still to come, numpy's in all.
-
-    Args:
-        count: How many; at least one.
-    """
-    torch.set_num_threads(count)
-    threadpool_limits(count, user_api="blas")
 
 
 class FrozenLayer(nn.Module):
@@ -115,8 +98,6 @@ def product_with(layer: nn.Module) -> Product:
         return layer.multiply
     assert isinstance(layer, nn.Linear)
     weight_OI, bias_O = layer.weight.detach(), _bias(layer)
-    if _takes_rows(weight_OI):
-        return lambda input_NI: _multiply(input_NI, weight_OI, bias_O)
     return lambda input_NI: linear(input_NI, weight_OI, bias_O)
 
 
@@ -126,16 +107,13 @@ def order(layer: nn.Linear) -> nn.Module:
     Args:
         layer: A frozen layer.
     """
-    weight_OI = layer.weight
-    if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16 and _has_onednn():
-        return Ordered(layer)
-    return layer
+    return Ordered(layer) if layer.weight.device.type == "cpu" and _orders(layer.weight.dtype) else layer
 
 
 class Head(nn.Linear):
     """An output layer that is fast for the few rows of a decode step, as long as no gradients are wanted.
 
-    In bfloat16 it keeps a second copy of its weight, in the order that is fastest, where memory is plentiful.
+    Where memory is plentiful, it keeps a second copy of its weight, in the order that is fastest.
 
     Args:
         layer: The layer whose weight and bias it shares, and whose place it takes. They may change.
@@ -166,26 +144,9 @@ def _bias(layer: nn.Linear) -> Tensor | None:
     return None if bias_O is None else bias_O.detach()
 
 
-def _takes_rows(weight_OI: Tensor) -> bool:
-    return weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
-
-
-def _multiply(input_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    if len(input_NI) > _GEMV_ROWS:
-        return linear(input_NI, weight_OI, bias_O)
-    matrix_OI = weight_OI.numpy()
-    output_NO = np.empty((len(input_NI), len(matrix_OI)), np.float32)
-    for row_I, output_O in zip(input_NI.numpy(), output_NO, strict=True):
-        np.dot(matrix_OI, row_I, out=output_O)
-    result_NO = torch.from_numpy(output_NO)
-    return result_NO if bias_O is None else result_NO.add_(bias_O)
-
-
-def _has_onednn() -> bool:
+def _orders(dtype: torch.dtype) -> bool:
     operators = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(operators, "_reorder_linear_weight")
-        and hasattr(operators, "_linear_pointwise")
-        and bool(operators._is_mkldnn_bf16_supported())
-    )
+    has_operators = hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")
+    if not torch.backends.mkldnn.is_available() or not has_operators:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from corolla.blocks import compute_dtype, context_tokens, use_threads, weight_format
+from corolla.blocks import compute_dtype, context_tokens, weight_format
 from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
@@ -64,7 +64,7 @@ class Conversation:
     def __init__(self, settings: Settings, report: Progress, peers: Sequence[str] = ()) -> None:
         self._config = settings.get(ChatConfig)
         if self._config.threads:
-            use_threads(self._config.threads)
+            torch.set_num_threads(self._config.threads)
         client, hub = settings.get(ClientConfig), settings.get(HubConfig)
         swarm = settings.get(SwarmConfig)
         self._swarm = Swarm(peers or self._config.peers, config=client, swarm_config=swarm)

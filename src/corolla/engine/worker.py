@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from corolla.blocks import BlockSpan, use_threads
+from corolla.blocks import BlockSpan
 from corolla.engine.compute import run_forward, run_steps
 from corolla.engine.config import EngineConfig
 from corolla.engine.heap import BULK_TOKENS, give_back
@@ -35,11 +35,11 @@ def computing_threads(config: EngineConfig) -> Iterator[None]:
     # The number holds for the thread that sets it and for those still to come. A thread that sets none does its first
     # sums with another number than the later ones, so with another result.
     usual_threads = torch.get_num_threads()
-    use_threads(config.threads or usual_threads)
+    torch.set_num_threads(config.threads or usual_threads)
     try:
         yield
     finally:
-        use_threads(usual_threads)
+        torch.set_num_threads(usual_threads)
 
 
 class Worker:

@@ -34,12 +34,13 @@ def test_a_product_is_that_of_torch(dtype, bias, rows):
     assert distance(output_NO.float(), layer(input_NI).float()) <= TOLERANCE[dtype]
 
 
-def test_an_ordered_layer_multiplies_and_differentiates_as_before():
-    layer = layer_of(torch.bfloat16, bias=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_ordered_layer_multiplies_and_differentiates_as_before(dtype):
+    layer = layer_of(dtype, bias=True)
     ordered = order(layer)
     if ordered is layer:
-        pytest.skip("torch has no oneDNN products in bfloat16 on this machine")
-    inputs = [torch.randn(3, 32, dtype=torch.bfloat16).requires_grad_()]
+        pytest.skip(f"torch has no oneDNN products in {dtype} on this machine")
+    inputs = [torch.randn(3, 32, dtype=dtype).requires_grad_()]
     inputs.append(inputs[0].detach().clone().requires_grad_())
     outputs = [one(input_NI) for one, input_NI in zip((layer, ordered), inputs, strict=True)]
     for output_NO in outputs:
