@@ -42,5 +42,5 @@ async def test_the_pool_takes_at_most_half_of_what_is_free(span):
 async def test_any_context_can_be_measured(span, context_tokens):
     async with Engine(span, EngineConfig(), context_tokens=context_tokens) as engine:
         speed = await engine.measure()
-        assert (speed.decode_tokens_per_s > 0) == (context_tokens > 1)
+        assert 0 < speed.decode_tokens_per_s < 1e5
         assert engine.open_session(Span(0, 4), 1, 1).lease.promised_pages == 1
