@@ -22,7 +22,7 @@ __all__ = ["MainlineDht"]
 _ASK_EVERY_S: Final = 2.0
 _POLL_S: Final = 0.1
 _MAX_FOUND: Final = 64
-_FIRST_ANNOUNCEMENTS_S: Final = (0.0, 5.0, 30.0)  # the first may come before any other peer of the DHT is known
+_FIRST_ANNOUNCEMENTS_S: Final = (0.0, *(10.0,) * 6)  # early ones may come before any other peer of the DHT is known
 _ANNOUNCE_EVERY_S: Final = 600.0  # they are forgotten after 30 minutes
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import anyio
 
@@ -14,6 +14,9 @@ from corolla.swarm.lan import LocalNetwork, Neighbour, is_loopback
 from corolla.swarm.rendezvous import Topic
 
 __all__ = ["Meeting"]
+
+_LOOK_AGAIN_S: Final = 10.0
+_LOOK_RARELY_S: Final = 600.0
 
 
 class Meeting:
@@ -83,13 +86,14 @@ class Meeting:
         if port is None:
             return
         async with anyio.create_task_group() as tasks:
+            if self._dht is not None:
+                tasks.start_soon(self._dht.announce, topic, port)
+                tasks.start_soon(self._meet_others, self._dht, topic)
             if self._network is not None:
                 tasks.start_soon(self._meet_neighbours, self._network, topic)
                 await self._network.announce(
                     self._endpoint.peer_id, self._host, port, topic=topic, model_name=model_name
                 )
-            if self._dht is not None:
-                tasks.start_soon(self._dht.announce, topic, port)
 
     async def _meet_neighbours(self, network: LocalNetwork, topic: Topic) -> None:
         while self._seeks:
@@ -97,6 +101,15 @@ class Meeting:
                 if self._is_wanted(one, topic):
                     self._contacts.meet(one.contact)
             await network.wait_for_change()
+
+    async def _meet_others(self, dht: MainlineDht, topic: Topic) -> None:
+        wait_s = _LOOK_AGAIN_S
+        while self._seeks:
+            await anyio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LOOK_RARELY_S)
+            for address in await dht.look(topic, self._endpoint.config.dht_s):
+                if address not in self._endpoint.addresses:
+                    self._contacts.meet(Contact(None, (address,)))
 
     def _is_wanted(self, neighbour: Neighbour, topic: Topic) -> bool:
         return neighbour.fits(topic) and neighbour.contact.peer != self._endpoint.peer_id

@@ -25,7 +25,7 @@ MAX_RECORD_BYTES = 4096
 """One signed announcement."""
 
 MAX_PROOF_BYTES = 512
-"""A proof of membership in a private swarm; they have about 300."""
+"""A proof of membership in a private swarm; they have about 250."""
 
 MAX_REVOKED_BYTES = 1 << 17
 """The list of a private swarm's revoked invites."""
