@@ -11,7 +11,7 @@ import pytest
 
 from corolla.testing import ServerProcess, save_tiny_model
 
-ARGUMENTS = ("--threads", "1", "--kv-bytes", str(16 << 20), "--dtype", "float32")
+ARGUMENTS = ("--threads", "1", "--kv-bytes", str(16 << 20), "--precision", "float32")
 pytestmark = pytest.mark.timeout(240)
 
 
