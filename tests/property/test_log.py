@@ -113,6 +113,7 @@ def test_a_log_comes_back_to_what_it_told_before(script, more):
 
 
 def test_what_nobody_continues_is_forgotten():
+    """Petals defects M and N: what was sent was copied at each step, and what is over was remembered for ever."""
     log, store = Log(1), Store(10 * WIDTH * 4)
     for number in range(50):
         write_one(log, store, start=number % 5)

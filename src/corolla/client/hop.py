@@ -171,7 +171,8 @@ class HopSession:
                 event(_LOG, "session not closed in peace", level=logging.DEBUG, peer=self.hop.peer[:8])
                 self._listening.cancel()
                 await self._channel.aclose()
-            await self._ended.wait()
+            with anyio.move_on_after(_CLOSE_S):
+                await self._ended.wait()
 
     async def _say(self, message: Message, limit_s: float, payload: Sequence[Buffer] = ()) -> None:
         self._state.sent(message)

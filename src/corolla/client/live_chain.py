@@ -31,11 +31,11 @@ __all__ = ["LiveChain"]
 _LOG = logger(__name__)
 _EVENTS: Final = 1024
 """Answers that wait to be looked at; more wait in the network."""
+_LOOK_S: Final = 0.5
+"""How often to look, while nothing is heard, whether a hop has stopped to answer pings."""
 
 
-class _Started(NamedTuple):
-    """A replay that is under way."""
-
+class _Started(NamedTuple):  # a replay that is under way
     tokens: int
     at_s: float
 
@@ -307,18 +307,20 @@ class LiveChain:
 
     async def _next(self) -> tuple[HopSession, Received[Message] | Error]:
         """Wait for what any hop says; if that takes too long, it is the first one whose turn it is that stalls."""
-        limit_s = self._swarm.config.step_s
-        if not self._is_closed:
-            with anyio.move_on_after(limit_s):
+        began_s, limit_s = anyio.current_time(), self._swarm.config.step_s
+        while True:
+            with anyio.move_on_after(_LOOK_S) as looking:
                 found = await self._events.get()
-                if not self._is_closed:
-                    return found
-        if self._is_closed:
-            raise SessionClosed("the session was closed")
-        stalled = next(one for one in self._in_order() if one.done < min(self._ledger.under_way))
-        self._lose(stalled)
-        peer = stalled.hop.peer
-        raise PeerTimeout(f"peer {peer[:8]} did not answer a step within {limit_s:g} s", peer=peer)
+            if self._is_closed:
+                raise SessionClosed("the session was closed")
+            if not looking.cancelled_caught:
+                return found
+            stalled = next(one for one in self._in_order() if one.done < min(self._ledger.under_way))
+            waited_s = anyio.current_time() - began_s
+            if waited_s > limit_s or self._swarm.avoids(Chain((stalled.hop,))):  # or it answers nobody else either
+                self._lose(stalled)
+                peer = stalled.hop.peer
+                raise PeerTimeout(f"peer {peer[:8]} did not answer a step within {waited_s:.0f} s", peer=peer)
 
     def _note_done(self, session: HopSession, number: int) -> None:
         """Note that a hop has taken a step; one that all have taken is settled."""

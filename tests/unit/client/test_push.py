@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from corolla.client import Session, StepTokens, Target
+from corolla.errors import PeerTimeout
 from corolla.terms import ModelId, Span
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +80,7 @@ async def test_hidden_states_pass_between_servers_and_not_through_the_client(hos
 
 @pytest.mark.parametrize("apart", [(0, 1), (1, 2)])
 async def test_a_pair_that_cannot_meet_is_served_by_way_of_the_client(hosts, apart):
+    """Petals defect C: pushing was asked for in the wrong case, and so never."""
     async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
         session = await open_session(swarm)
         expected = [(await session.step(one)).hidden_ND for one in (step(5), step(1, 5, 1))]
@@ -109,6 +111,24 @@ async def test_a_prompt_passes_in_pieces_that_several_hops_work_on_at_once(hosts
         assert torch.allclose(again.hidden_ND, (await fresh.step(step(1, 250, 1))).hidden_ND, rtol=1e-4, atol=1e-5)
         await session.close()
         await fresh.close()
+
+
+async def test_a_server_that_answers_no_pings_is_not_waited_for(hosts):
+    async with hosts.chain(*SPANS) as chain, hosts.swarm(step_s=60.0) as swarm, hosts.host("1:3"):
+        session = await open_session(swarm)
+        await session.step(step(5))
+        slow = session.chain.hops[1].peer
+        for host in hosts.all:
+            if host.peer == slow:
+                host.engine.step = lambda *_, **__: anyio.sleep_forever()
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(session.step, step(1, 5, 1))
+                await anyio.sleep(0.1)
+                swarm.blame(slow, PeerTimeout("no pong", peer=slow))  # as a failed ping does
+        assert slow not in {hop.peer for hop in session.chain.hops}
+        assert chain[0].peer == session.chain.hops[0].peer
+        await session.close()
 
 
 async def test_a_server_that_wakes_up_after_it_was_replaced_disturbs_nobody(hosts, until):

@@ -183,6 +183,7 @@ async def test_blocks_that_come_late_are_waited_for(hosts, until):
 
 @pytest.mark.parametrize("broken", range(3))
 async def test_a_hop_that_cannot_be_reached_is_replaced_in_the_same_call(hosts, until, broken):
+    """Petals defect A: a failed peer was chosen again, because its spans were not taken out of the plan."""
     async with hosts.chain(*SPANS) as chain, hosts.host("0:4") as spare, hosts.swarm() as swarm:
         await spare.announce(speed=Speed(decode_tokens_per_s=0.01, prefill_tokens_per_s=1))  # the last choice
         await until(lambda: any(found.speed for found in swarm.snapshot().announcements))

@@ -94,6 +94,7 @@ CASES = [
 
 @pytest.mark.parametrize(("script", "lost", "spares"), CASES)
 async def test_lost_at_any_step_hops_are_replaced(hosts, until, script, lost, spares):
+    """Petals defect B: no session came back, and healthy peers were banned for it."""
     script = SCRIPTS[script]
     expected = await undisturbed(hosts, script)
     for when in range(1, len(script)):

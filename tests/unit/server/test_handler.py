@@ -196,6 +196,7 @@ async def test_a_step_of_a_replay_is_answered_without_its_output(hosts):
     ("number", "words"), [(2, "keep \\[9\\] tokens, but have stored \\[3\\]"), (3, "step 3 came after step 1")]
 )
 async def test_a_step_that_does_not_follow_is_refused_with_its_number(hosts, number, words):
+    """Petals defect E: a position beyond the end was taken."""
     async with hosts.host() as host, hosts.channel(host) as channel:
         await ask(channel, opening(), expected=SessionOpened)
         await ask(channel, *step())
