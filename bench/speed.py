@@ -210,16 +210,22 @@ def rate_of(count: int, model: Any) -> float:
     return tokens / (ended_s - started_s)
 
 
-def own_bytes(pid: int, weights_bytes: int, *, is_mapped: bool) -> int:
-    """What a process holds for itself: its anonymous memory, and its weights where these are mapped from their file.
+def own_bytes(pid: int) -> int:
+    """What a process holds for itself: its anonymous memory, and what it has mapped of files with weights.
 
     The rest of what is resident are pages of libraries, which all processes of the machine share.
     """
-    status = Path(f"/proc/{pid}/status")
-    if not status.is_file():  # only Linux tells them apart
+    folder = Path(f"/proc/{pid}")
+    if not folder.is_dir():  # only Linux tells them apart
         return int(psutil.Process(pid).memory_info().rss)
-    fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024 + (weights_bytes if is_mapped else 0)
+    held_kib, is_weights = 0, False
+    for line in (folder / "smaps").read_text(encoding="utf-8").splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            is_weights = line.endswith(".safetensors")
+        elif name == "Anonymous:" or (name == "Rss:" and is_weights):
+            held_kib += int(rest[0])
+    return held_kib * 1024
 
 
 def overheads(label: str, model: Any, servers: LocalSwarm) -> list[Row]:
@@ -241,7 +247,7 @@ def overheads(label: str, model: Any, servers: LocalSwarm) -> list[Row]:
     weights_bytes = 3_540_096 * (BLOCKS // max(HOPS)) * getattr(torch, DTYPES[label]).itemsize
     for index, server in enumerate(servers.servers):
         resident_bytes = psutil.Process(server.process.pid).memory_info().rss
-        held_bytes = own_bytes(server.process.pid, weights_bytes, is_mapped=label == "fp32")
+        held_bytes = own_bytes(server.process.pid)
         name = f"server {index + 1} of 3, {label}"
         spare_mib = (held_bytes - 1.3 * weights_bytes) / 2**20
         rows.append(Row(f"resident memory, {name}", resident_bytes / 2**20, "MiB"))

@@ -60,6 +60,9 @@ class LeanBlock:
             layer = block.get_submodule(name)
             if isinstance(layer, nn.Linear):
                 block.set_submodule(name, order(layer))
+        if isinstance(block.get_submodule(_LAYERS[0]), FrozenLayer):
+            for weight in block.parameters():  # the little that is left of a mapped file would keep all of it mapped
+                weight.data = weight.data.clone()
         parts = dict(block.named_modules())
         self._attention = attention
         self._activate = parts["mlp.act_fn"]
