@@ -30,6 +30,7 @@ from corolla.wire import (
     Greeting,
     Incoming,
     Message,
+    News,
     Observe,
     Observed,
     OpenSession,
@@ -40,8 +41,6 @@ from corolla.wire import (
     Punch,
     Punched,
     ReachMessage,
-    Reconcile,
-    Reconciled,
     Record,
     Redirect,
     Redirected,
@@ -52,6 +51,7 @@ from corolla.wire import (
     Step,
     Subscribe,
     Successor,
+    Suspicion,
     TensorMeta,
     Timing,
     decode_message,
@@ -66,13 +66,17 @@ WHOLE = st.integers(-(2**63), 2**64 - 1)  # those that MessagePack knows
 TOKENS = st.integers(0, 1 << 20)
 SECONDS = st.floats(0, 1e9)
 NAME = st.text(max_size=32)
-PEER = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=52, max_size=52)
 MODEL = st.text("0123456789abcdef", min_size=64, max_size=64)
 SPAN = st.builds(lambda start, size: Span(start, start + size), st.integers(0, 4000), st.integers(1, 96))
 SHAPE = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=4).map(tuple)
 TENSOR = st.builds(TensorMeta, NAME, st.sampled_from(["float32", "bfloat16", "float16"]), SHAPE, COUNT)
 TIMING = st.builds(Timing, SECONDS, SECONDS)
-RECORD = st.builds(Record, st.binary(max_size=64), st.binary(min_size=64, max_size=64), SECONDS)
+PEER = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=52, max_size=52)
+SIGNATURE = st.binary(min_size=64, max_size=64)
+KEY = st.binary(min_size=32, max_size=32)
+RECORD = st.builds(Record, st.binary(max_size=64), SIGNATURE, SECONDS, st.none() | st.binary(max_size=64))
+SUSPICION = st.builds(Suspicion, KEY, COUNT, KEY, SIGNATURE)
+IDS = st.binary(max_size=64)
 
 
 TICKET = st.binary(min_size=16, max_size=16)
@@ -129,9 +133,19 @@ MESSAGES = {
     Forward: st.builds(Forward, hidden=TENSOR, **RUN),
     Backward: st.builds(Backward, tensors=tensors(2), **RUN),
     Gradients: st.builds(Gradients, tensors=tensors(1, 1), timing=TIMING),
-    Reconcile: st.builds(Reconcile, digest=st.dictionaries(PEER, COUNT, max_size=4)),
-    Reconciled: st.builds(Reconciled, records=some(RECORD), wanted=some(PEER)),
-    Publish: st.builds(Publish, records=some(RECORD), is_whole=st.booleans()),
+    News: st.builds(
+        News,
+        ids=IDS,
+        wanted=IDS,
+        bodies=IDS,
+        gone=IDS,
+        records=some(RECORD),
+        suspicions=some(SUSPICION),
+        sums=IDS,
+        listing=st.none() | st.dictionaries(st.integers(0, 1023), IDS, max_size=3),
+        is_last=st.booleans(),
+    ),
+    Publish: st.builds(Publish, records=some(RECORD), suspicions=some(SUSPICION), is_whole=st.booleans()),
     Observed: st.builds(Observed, host=st.text(max_size=64), port=st.integers(0, 65535), unix_s=SECONDS),
     DialBack: st.builds(DialBack, port=st.integers(1, 65535)),
     DialedBack: st.builds(DialedBack, address=NAME, is_reached=st.booleans(), problem=NAME),

@@ -119,6 +119,10 @@ class Hosts:
             await gossip.join()
             tasks.start_soon(gossip.run)
             await host.announce()
+            with anyio.fail_after(5):
+                for other in [one for one in self.all if one.peer not in self.network._cut]:
+                    while host.peer not in {seen.peer for seen in other.gossip.snapshot().announcements}:
+                        await other.gossip.view.changed.wait()
             self.all.append(host)
             yield host
             self.all.remove(host)

@@ -1,6 +1,7 @@
 """One look at a swarm, as a peer that only watches: what its servers announce, and how far away they are. No torch."""
 
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ async def watching(config: SwarmConfig, peers: Sequence[str]) -> AsyncIterator[t
     """
     identity = Identity.generate()
     endpoint = Endpoint(identity, [TlsTransport(identity, config)], config)
-    directory, contacts = Directory(config, admits=endpoint.admits), Contacts([*peers, *endpoint.invited_to])
+    directory = Directory(config, admits=endpoint.admits, wall_s=time.time)
+    contacts = Contacts([*peers, *endpoint.invited_to])
     watcher = Watcher(endpoint, directory, contacts, rng=random.Random())
     with ungrouped():
         async with endpoint, anyio.create_task_group() as tasks:

@@ -89,7 +89,7 @@ class AsyncSwarm:
         own = make(identity)
         self._endpoint = Endpoint(identity, [own], self._swarm_config)
         self._upgrades = dial_through_relays(self._endpoint, own)
-        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         contacts = Contacts([*peers, *self._endpoint.invited_to])
         self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)

@@ -4,6 +4,7 @@ Owns the order of these, and what is announced at each. What a stream is answere
 """
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["Server", "Stage"]
 
 _LOG = logger(__name__)
+_LOOK_S = 0.5  # how often this server looks whether its load has changed so much that others should hear of it
 
 Stage = Literal["listening", "joined", "claimed", "loaded", "online", "moving", "draining", "left"]
 """How far a server has come; each stage is told to whoever watches. From ``moving`` it comes to ``online`` again."""
@@ -97,7 +99,7 @@ class Server:
             self._endpoint.membership.check_may_serve()
         self._contacts = Contacts(() if config.new_swarm else (*config.peers, *self._endpoint.invited_to))
         rng = random.Random()
-        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         self._gossip = Gossip(self._endpoint, directory, self._contacts, rng=rng)
         self._relay_config = relay or RelayConfig()
         self._reach = Reach(
@@ -321,10 +323,11 @@ class Server:
                 await anyio.sleep(self.config.settle_s)
 
     async def _refresh(self) -> None:
-        """Announce now and then how far and how busy this server is."""
+        """Look often how far and how busy this server is; others hear of it if it matters to them, or in time."""
         while True:
-            await anyio.sleep(self._swarm_config.refresh_s)
-            await self._announce(self._state)
+            await anyio.sleep(min(_LOOK_S, self._swarm_config.refresh_s))
+            if (announcement := self._announcement()) is not None:
+                await self._gossip.note(announcement)
 
     @property
     def _can_move(self) -> bool:
@@ -332,11 +335,15 @@ class Server:
 
     async def _announce(self, state: ServerState) -> None:
         self._state = state
+        if (announcement := self._announcement()) is not None:
+            await self._gossip.announce(announcement)
+
+    def _announcement(self) -> Announcement | None:
         model, span = self._model, self.span
         if model is None or span is None:
-            return
+            return None
         load = self.load
-        announcement = Announcement(
+        return Announcement(
             peer=self.peer_id,
             sequence=0,  # gossip gives it the next one
             ttl_s=self._swarm_config.ttl_s,
@@ -344,7 +351,7 @@ class Server:
             model_name=self.config.model[-128:],
             num_blocks=model.num_blocks,
             span=span,
-            state=state,
+            state=self._state,
             next_span=self._next_span,
             move_s=self.config.drain_s + self._tenure.load_s if self._can_move and self._tenure else None,
             progress=1.0 if self._loading is None else self._loading.progress,
@@ -360,7 +367,6 @@ class Server:
             name=self.config.name,
             is_relay=self._relay_config.enabled,
         )
-        await self._gossip.announce(announcement)
 
 
 class _Life(NamedTuple):

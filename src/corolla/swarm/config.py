@@ -38,19 +38,33 @@ class SwarmConfig:
     idle_s: float = _setting(30.0, "s", "Close a pooled channel that nobody used for this long.")
     max_idle_per_peer: int = _limit(8, "channels", "Idle channels that are kept for one peer.")
     request_s: float = _setting(5.0, "s", "Deadline of one exchange of announcements or one ping.")
-    gossip_interval_s: float = _setting(1.0, "s", "Reconcile with a random peer this often, give or take a fifth.")
-    ttl_s: float = _setting(20.0, "s", "For how long this peer's announcement holds unless it is refreshed.")
-    refresh_s: float = _setting(5.0, "s", "Refresh this peer's announcement this often.")
-    heartbeat_s: float = _setting(1.0, "s", "Send subscribers a sign of life this often.")
-    lost_after_s: float = _setting(4.0, "s", "A subscriber leaves a peer that was silent for this long.")
-    fanout: int = _limit(3, "peers", "Peers that a change is passed on to.")
+    gossip_interval_s: float = _setting(
+        1.0, "s", "Compare directories with a neighbour this often; less often in swarms of more than 50 servers."
+    )
+    ttl_s: float = _setting(
+        20.0, "s", "For how long this peer's announcement holds unless it is refreshed; longer in large swarms."
+    )
+    refresh_s: float = _setting(
+        5.0, "s", "Refresh this peer's announcement this often; less often in swarms of more than 50 servers."
+    )
+    heartbeat_s: float = _setting(1.0, "s", "Send neighbours and subscribers a sign of life this often.")
+    lost_after_s: float = _setting(4.0, "s", "Take a neighbour for lost, if it was silent for this long.")
+    suspect_s: float = _setting(6.0, "s", "See a server no more, if it has not refuted a suspicion by then.")
+    fanout: int = _limit(3, "peers", "Neighbours that a server links to; as many more link to it.")
+    max_links: int = _limit(64, "links", "Links to neighbours that are held at once; further peers are answered busy.")
+    rotate_s: float = _setting(60.0, "s", "Exchange a neighbour for another this often, so that news finds new ways.")
+    heal_s: float = _setting(
+        5.0, "s", "Look for a lost peer this often, so that parts that were cut off unite; less often in large swarms."
+    )
     greet_s: float = _setting(
         5.0, "s", "In a private swarm, compare lists of revoked invites with a random peer this often, give or take."
     )
-    max_push_all: int = _limit(16, "peers", "Swarms up to this size are told of one's own changes all at once.")
     max_peers: int = _limit(16384, "peers", "Peers whose announcements are held; more are dropped.")
     keep_s: float = _setting(
-        600.0, "s", "Remember an expired announcement for this long, so that no replay revives it."
+        1800.0, "s", "Remember an expired announcement for this long, so that no replay revives it."
+    )
+    clock_s: float = _setting(
+        900.0, "s", "Drop announcements that are dated further ahead of this machine's clock, or back."
     )
     invite: str | None = field(
         default=None,
@@ -101,8 +115,12 @@ class SwarmConfig:
             raise ConfigError(
                 f"heartbeat_s is {self.heartbeat_s}, which is not below lost_after_s, {self.lost_after_s}"
             )
+        if self.keep_s < 2 * self.clock_s:
+            raise ConfigError(
+                f"keep_s is {self.keep_s}, which is below twice clock_s, {self.clock_s}: replays would pass for new"
+            )
         if self.max_peers > 16384:
-            raise ConfigError(f"max_peers is {self.max_peers}; one digest holds 16384 at most")
+            raise ConfigError(f"max_peers is {self.max_peers}; one list holds 16384 at most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

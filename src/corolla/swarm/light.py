@@ -4,6 +4,7 @@ It needs no torch, so any small machine with a public address can be one.
 """
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
@@ -59,7 +60,7 @@ class LightPeer:
         if self._endpoint.membership is not None:
             self._endpoint.membership.check_may_serve()
         contacts = Contacts([*config.peers, *self._endpoint.invited_to])
-        directory = Directory(self._swarm_config, admits=self._endpoint.admits)
+        directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         rng = random.Random()
         self._gossip = Gossip(self._endpoint, directory, contacts, rng=rng)
         self._reach = Reach(self._endpoint, tls, relay, snapshot=self._gossip.snapshot, contacts=contacts, rng=rng)

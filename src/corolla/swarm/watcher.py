@@ -1,24 +1,25 @@
 """How clients and monitors see the swarm: one subscription to any of its peers, and another when that peer is lost."""
 
 import logging
-import math
 import random
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 
-from corolla.errors import BootstrapFailed, Error, SwarmError
+from corolla.errors import BootstrapFailed, Error
 from corolla.swarm.channel import Channel
 from corolla.swarm.contacts import Contact, Contacts
 from corolla.swarm.directory import Directory
 from corolla.swarm.endpoint import Endpoint
-from corolla.swarm.gossip import merge_records
+from corolla.swarm.view import View
 from corolla.terms import ModelId, Snapshot
 from corolla.wire import Publish, Subscribe, expect
 
 __all__ = ["Watcher"]
 
 _LOG = logging.getLogger(__name__)
+_REMEMBER_EVERY_S: Final = 30.0
 
 
 class Watcher:
@@ -34,17 +35,20 @@ class Watcher:
     def __init__(self, endpoint: Endpoint, directory: Directory, contacts: Contacts, *, rng: random.Random) -> None:
         self._endpoint = endpoint
         self._config = endpoint.config
-        self._directory = directory
+        self._view = View(directory, endpoint.config)
         self._contacts = contacts
         self._rng = rng
-        self._in_step_s: float | None = None
         self._problems: list[str] = []
-        self._changed = anyio.Event()
+
+    @property
+    def view(self) -> View:
+        """What this program sees of the swarm."""
+        return self._view
 
     @property
     def age_s(self) -> float:
         """Seconds since the followed peer was last heard; infinite before the whole of its directory has come."""
-        return math.inf if self._in_step_s is None else anyio.current_time() - self._in_step_s
+        return self._view.age_s
 
     def snapshot(self, model: ModelId | None = None) -> Snapshot:
         """View the announcements that hold now.
@@ -52,7 +56,7 @@ class Watcher:
         Args:
             model: Only those of this model; ``None`` for all.
         """
-        return self._directory.snapshot(anyio.current_time(), model=model, age_s=self.age_s)
+        return self._view.snapshot(model)
 
     async def run(self) -> None:
         """Follow one peer after another until cancelled.
@@ -66,7 +70,7 @@ class Watcher:
         while True:
             self._problems = []
             await self._follow_any(self._candidates())
-            if self._in_step_s is None:
+            if self._view.in_step_s is None:
                 raise BootstrapFailed(self._complaint())
             await anyio.sleep(self._config.gossip_interval_s * self._rng.uniform(0.1, 0.3))
 
@@ -84,24 +88,12 @@ class Watcher:
             BootstrapFailed: If no peer could be reached by then.
             SwarmError: If peers could be reached, but it was not so.
         """
-        with anyio.move_on_after(deadline_s):
-            while True:
-                changed = self._changed
-                if self._in_step_s is not None and predicate(snapshot := self.snapshot()):
-                    return snapshot
-                now_s = anyio.current_time()
-                expiry_s = self._directory.next_expiry_s(now_s)
-                with anyio.move_on_after(None if expiry_s is None else expiry_s - now_s):
-                    await changed.wait()
-        if self._in_step_s is None:
-            raise BootstrapFailed(self._complaint())
-        count = len(self.snapshot().announcements)
-        raise SwarmError(f"the swarm, of which {count} servers are seen, did not become as awaited in {deadline_s:g} s")
+        return await self._view.wait_for(predicate, deadline_s, complaint=self._complaint)
 
     def _candidates(self) -> list[Contact]:
         """Give whom to follow: at first those that were named, later any server, in random order."""
         contacts = self._contacts.all()
-        if self._in_step_s is None:
+        if self._view.in_step_s is None:
             return contacts
         servers = [Contact(claim.peer, claim.addresses) for claim in self.snapshot().announcements]
         self._rng.shuffle(servers)
@@ -145,13 +137,17 @@ class Watcher:
             await channel.send(Subscribe())
             publish = await self._next(channel)
             begin()
+            remember_at_s = anyio.current_time()
             while True:
-                await merge_records(self._directory, publish.records)
+                await self._view.hear(publish)
+                now_s = anyio.current_time()
                 if publish.is_whole:
-                    self._in_step_s = anyio.current_time()
-                    self._directory.expire(self._in_step_s)
-                self._changed.set()
-                self._changed = anyio.Event()
+                    self._view.in_step_s = now_s
+                    self._view.directory.expire(now_s)
+                    self._view.ring()
+                if now_s >= remember_at_s:
+                    remember_at_s = now_s + _REMEMBER_EVERY_S
+                    await self._contacts.remember(self.snapshot().announcements, but=self._endpoint.peer_id)
                 publish = await self._next(channel)
 
     async def _next(self, channel: Channel) -> Publish:

@@ -5,6 +5,7 @@ the same tests as the others.
 """
 
 from corolla.swarm.memory import MemoryNetwork, MemoryTransport
+from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
 from corolla.testing.threads import ServerThread, ThreadedSwarm
@@ -16,6 +17,8 @@ __all__ = [
     "MemoryTransport",
     "ServerProcess",
     "ServerThread",
+    "SimulatedServer",
+    "SimulatedSwarm",
     "ThreadedSwarm",
     "save_tiny_model",
 ]

@@ -19,14 +19,12 @@ from corolla.wire.messages import (
     Gradients,
     Greeting,
     Message,
+    News,
     OpenSession,
     Output,
     Ping,
     Pong,
     Publish,
-    Reconcile,
-    Reconciled,
-    Record,
     Redirect,
     Redirected,
     SessionOpened,
@@ -54,6 +52,7 @@ from corolla.wire.reach import (
     Reserve,
     Reserved,
 )
+from corolla.wire.records import Record, Stamp, Suspicion
 from corolla.wire.states import SessionState, Side
 
 __all__ = [
@@ -79,6 +78,7 @@ __all__ = [
     "Greeting",
     "Incoming",
     "Message",
+    "News",
     "Observe",
     "Observed",
     "OpenSession",
@@ -89,8 +89,6 @@ __all__ = [
     "Punch",
     "Punched",
     "ReachMessage",
-    "Reconcile",
-    "Reconciled",
     "Record",
     "Redirect",
     "Redirected",
@@ -99,9 +97,11 @@ __all__ = [
     "SessionOpened",
     "SessionState",
     "Side",
+    "Stamp",
     "Step",
     "Subscribe",
     "Successor",
+    "Suspicion",
     "TensorMeta",
     "Timing",
     "decode_message",

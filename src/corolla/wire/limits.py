@@ -22,7 +22,19 @@ MAX_RECORDS = 2048
 """Announcements in one message."""
 
 MAX_RECORD_BYTES = 4096
-"""One signed announcement."""
+"""The body of one announcement."""
+
+MAX_STAMP_BYTES = 512
+"""What is signed of one announcement."""
+
+RECORD_ID_BYTES = 8
+"""The name of one stamp: the first bytes of its signature."""
+
+MAX_IDS = 1 << 14
+"""Stamps named in one list; a directory holds no more announcements."""
+
+MAX_BUCKETS = 1024
+"""Parts in which directories are compared."""
 
 MAX_PROOF_BYTES = 512
 """A proof of membership in a private swarm; they have about 250."""

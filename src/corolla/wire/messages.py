@@ -14,24 +14,24 @@ from msgspec import Meta
 from corolla.errors import RemoteProtocolError
 from corolla.terms import PeerId, Span
 from corolla.wire.limits import (
+    MAX_BUCKETS,
+    MAX_IDS,
     MAX_PROOF_BYTES,
-    MAX_RECORD_BYTES,
     MAX_RECORDS,
     MAX_REVOKED_BYTES,
     MAX_TENSORS,
+    RECORD_ID_BYTES,
 )
 from corolla.wire.parts import (
     Blocks,
     CheckedModelId,
-    CheckedPeerId,
     CodecName,
-    Count,
     Failure,
-    Seconds,
     TensorMeta,
     Timing,
 )
 from corolla.wire.reach import REACH_MESSAGES
+from corolla.wire.records import Record, Suspicion
 from corolla.wire.root import Message
 from corolla.wire.sessions import (
     Closed,
@@ -61,14 +61,12 @@ __all__ = [
     "Gradients",
     "Greeting",
     "Message",
+    "News",
     "OpenSession",
     "Output",
     "Ping",
     "Pong",
     "Publish",
-    "Reconcile",
-    "Reconciled",
-    "Record",
     "Redirect",
     "Redirected",
     "SessionOpened",
@@ -173,54 +171,51 @@ class Gradients(Message, frozen=True, tag=True):
     timing: Timing
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
-    """A signed announcement on its way through the swarm.
-
-    Args:
-        body: The encoded :class:`~corolla.terms.Announcement`, exactly as it was signed.
-        signature: Ed25519, by the announcement's peer.
-        age_s: How long ago it was made, as far as the sender knows. Clocks are never compared.
-    """
-
-    body: Annotated[bytes, Meta(max_length=MAX_RECORD_BYTES)]
-    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
-    age_s: Seconds
-
-
 _Records = Annotated[tuple[Record, ...], Meta(max_length=MAX_RECORDS)]
+_Suspicions = Annotated[tuple[Suspicion, ...], Meta(max_length=MAX_RECORDS)]
+_Ids = Annotated[bytes, Meta(max_length=MAX_IDS * RECORD_ID_BYTES)]
+_Bucket = Annotated[int, Meta(ge=0, lt=MAX_BUCKETS)]
 
 
-class Reconcile(Message, frozen=True, tag=True):
-    """Says which announcements the sender knows; answered by :class:`Reconciled`.
+class News(Message, frozen=True, tag=True):
+    """All that two servers say on a link, which the first one begins: when there is something, or as a sign of life.
 
-    Args:
-        digest: For each known peer, the sequence of its newest announcement.
-    """
-
-    digest: Annotated[dict[CheckedPeerId, Count], Meta(max_length=1 << 14)]
-
-
-class Reconciled(Message, frozen=True, tag=True):
-    """What the other side of a :class:`Reconcile` lacked, and what it has that this side lacks.
+    Lists of ids are ids of ``RECORD_ID_BYTES`` in a row.
 
     Args:
-        records: Announcements that are newer here.
-        wanted: Peers whose announcements are newer there; a :class:`Publish` should follow.
+        ids: Of stamps that are new to the sender and may be so to the other side.
+        wanted: Ids that the other side named, whose records are to be sent.
+        bodies: The same, with their bodies.
+        gone: Ids that the other side wanted and that were overtaken; what overtook them is in the records.
+        records: What was wanted, or what nobody else can know yet.
+        suspicions: That are new to the sender.
+        sums: The sender's directory in brief: for each bucket of peers the sum of its ids; asks for a ``listing``.
+        listing: Answers sums: the ids in every bucket that differs.
+        is_last: Whether the sender leaves the link, of its own will.
     """
 
-    records: _Records
-    wanted: Annotated[tuple[CheckedPeerId, ...], Meta(max_length=MAX_RECORDS)] = ()
+    ids: _Ids = b""
+    wanted: _Ids = b""
+    bodies: _Ids = b""
+    gone: _Ids = b""
+    records: _Records = ()
+    suspicions: _Suspicions = ()
+    sums: Annotated[bytes, Meta(max_length=MAX_BUCKETS * RECORD_ID_BYTES)] = b""
+    listing: Annotated[dict[_Bucket, _Ids], Meta(max_length=MAX_BUCKETS)] | None = None
+    is_last: bool = False
 
 
 class Publish(Message, frozen=True, tag=True):
-    """Announcements that are new to the sender; answered by :class:`Ack`, or, in a subscription, not at all.
+    """What has changed in the directory, for a subscriber; not answered.
 
     Args:
         records: The announcements; none is a sign of life.
-        is_whole: In a subscription, whether all that the sender knows has now been sent once.
+        suspicions: The suspicions.
+        is_whole: Whether all that the sender knows has now been sent once.
     """
 
     records: _Records
+    suspicions: _Suspicions = ()
     is_whole: bool = False
 
 
@@ -233,7 +228,7 @@ _CONCRETE = (
     | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
     | Expect | Redirect | Redirected | Feed
     | Forward | Backward | Gradients
-    | Reconcile | Reconciled | Publish | Subscribe
+    | News | Publish | Subscribe
     | REACH_MESSAGES
 )  # fmt: skip
 _Expected = TypeVar("_Expected", bound=Message)

@@ -91,8 +91,9 @@ async def test_a_session_says_where_its_time_goes_and_leaves_nothing(hosts, unti
         await no_sessions(until, chain)
 
 
-async def test_channels_of_a_closed_session_serve_the_next(hosts):
+async def test_channels_of_a_closed_session_serve_the_next(hosts, until):
     async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
+        await until(lambda: all(swarm._pings.rtt_s(host.peer) is not None for host in chain))
         peers = set()
         for _ in range(5):
             session = make_session(swarm)

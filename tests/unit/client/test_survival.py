@@ -68,11 +68,11 @@ def assert_same(results, expected, codec="raw"):
 @asynccontextmanager
 async def spares_for(hosts, until, swarm, spans):
     """Have more servers, to be chosen last, once the client knows of them."""
-    known = len(swarm.snapshot().announcements)
+    slow = Speed(decode_tokens_per_s=0.01, prefill_tokens_per_s=1)
     async with hosts.chain(*spans) as spares:
         for spare in spares:
-            await spare.announce(speed=Speed(decode_tokens_per_s=0.01, prefill_tokens_per_s=1))
-        await until(lambda: len(swarm.snapshot().announcements) == known + len(spans))
+            await spare.announce(speed=slow)
+        await until(lambda: [seen.speed for seen in swarm.snapshot().announcements].count(slow) == len(spans))
         yield spares
 
 
