@@ -47,7 +47,7 @@ async def test_a_relay_sees_only_ciphertext():
     async with relaying() as relay, hidden([relay], keep) as server, client() as endpoint:
         endpoint.add_transport(Tap(endpoint, passed))
         async with endpoint.channel(server.peer, server.addresses) as channel:
-            publish = Publish(records=(Record(secret, bytes(64), 0.0),))
+            publish = Publish(records=(Record(b"", bytes(64), 0.0, secret),))
             await channel.request(publish, expected=Pong, deadline_s=DEADLINE_S)
     assert received == [secret]
     assert len(passed) > len(secret)
@@ -98,7 +98,7 @@ async def test_many_streams_carry_much_in_both_directions_at_once():
         async def talk():
             async with endpoint.channel(server.peer, server.addresses) as channel:
                 for _ in range(20):
-                    publish = Publish(records=(Record(body, bytes(64), 0.0),) * 32)
+                    publish = Publish(records=(Record(b"", bytes(64), 0.0, body),) * 32)
                     answer = await channel.request(publish, expected=Publish, deadline_s=DEADLINE_S)
                     assert answer.message.records[-1].body == body
 
@@ -166,7 +166,7 @@ async def test_the_bytes_of_a_second_are_limited():
         await ping(endpoint, server.peer, server.addresses)
         before, begin_s = relay.relay.load.passed_bytes, anyio.current_time()
         async with endpoint.channel(server.peer, server.addresses) as channel:
-            records = (Record(bytes(3000), bytes(64), 0.0),) * 10
+            records = (Record(b"", bytes(64), 0.0, bytes(3000)),) * 10
             await channel.send(Publish(records=records))
             await channel.receive(deadline_s=DEADLINE_S)
         spent_s = anyio.current_time() - begin_s
