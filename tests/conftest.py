@@ -54,6 +54,9 @@ def logging_as_it_comes() -> None:
     root = logging.getLogger("corolla")
     root.handlers, root.propagate = [], True
     root.setLevel(logging.NOTSET)
+    for name, known in logging.root.manager.loggerDict.items():
+        if name.startswith("corolla") and isinstance(known, logging.Logger):
+            known.disabled = False  # as the configuration of some programs leaves it
 
 
 def watched(test):
