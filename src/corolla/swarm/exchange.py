@@ -85,12 +85,13 @@ class Exchange:
                     peer=self._identity.peer_id,
                     retry_after_s=self._config.rotate_s,
                 )
-        link = Link(peer, is_ours=is_ours, known=len(self._directory), wake=wake)
+        often_per_s = 3 / reconcile_s(self._config, self._directory.count(now_s))
+        link = Link(peer, is_ours=is_ours, known=len(self._directory), compared_per_s=often_per_s, wake=wake)
         self.links.append(link)
         if is_ours:
             link.compare()
         if (own := self._directory.entry(self._identity.peer_id)) is not None:
-            link.owe(own.id, has_body=True)
+            link.owe(own.announcement.peer, has_body=True)
         return link
 
     def close(self, link: Link, now_s: float, error: Error | None = None) -> None:
@@ -173,14 +174,15 @@ class Exchange:
 
     def settle(self, link: Link, now_s: float) -> None:
         """After a message was taken in: see whether directories are in step now."""
-        if link.is_compared and not link.asked:
+        if link.is_compared and all(asked_s + _ASK_AGAIN_S <= now_s for asked_s in link.asked.values()):
+            link.asked.clear()
             link.is_in_step = True
             self.in_step_s = now_s
 
     def announced(self, entry: Entry) -> None:
         """Send this peer's own new announcement to all neighbours, to whom it is new for certain."""
         for link in self.links:
-            link.owe(entry.id, has_body=entry.has_new_body)
+            link.owe(entry.announcement.peer, has_body=entry.has_new_body)
             if not entry.is_refresh:
                 link.wake()
 
@@ -241,10 +243,10 @@ class Exchange:
 
     def _give(self, link: Link, record_id: bytes, *, has_body: bool) -> None:
         entry = self._directory.find(record_id)
-        if entry is not None:
-            link.owe(entry.id, has_body=has_body)
-        if entry is None or entry.id != record_id:
+        if entry is None:
             link.miss(record_id)
+        else:
+            link.owe(entry.announcement.peer, has_body=has_body, wanted=record_id)
         link.wake()
 
     def _spread(self, entry: Entry, *, but: Link) -> None:
@@ -272,7 +274,7 @@ class Exchange:
         subject = _subject(record)
         entry = None if subject is None else self._directory.entry(subject)
         if entry is not None:
-            link.owe(entry.id, has_body=True)
+            link.owe(entry.announcement.peer, has_body=True)
             link.wake()
 
     def _compare(self, link: Link, sums: bytes, now_s: float) -> None:
@@ -307,11 +309,6 @@ class Exchange:
         old = [record_id for record_id, asked_s in self._asked.items() if asked_s + _ASK_AGAIN_S <= now_s]
         for record_id in old:
             del self._asked[record_id]
-        for link in self.links:
-            late = [record_id for record_id, asked_s in link.asked.items() if asked_s + _ASK_AGAIN_S <= now_s]
-            for record_id in late:
-                del link.asked[record_id]
-            self.settle(link, now_s)
 
 
 def _subject(record: Record) -> PeerId | None:

@@ -5,17 +5,17 @@ times and gets it once. What to do about what is heard is known to ``swarm/excha
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
 from corolla.errors import PeerMisbehaved
 from corolla.swarm.directory import Directory
 from corolla.swarm.pace import Allowance
-from corolla.swarm.stamps import batches
+from corolla.swarm.stamps import batches, id_of
 from corolla.terms import PeerId
 from corolla.wire import News, Record, Suspicion
-from corolla.wire.limits import MAX_IDS, MAX_RECORDS, RECORD_ID_BYTES
+from corolla.wire.limits import MAX_IDS, RECORD_ID_BYTES
 
 __all__ = ["Link", "depth_of", "split_ids"]
 
@@ -32,6 +32,7 @@ class Link:
         peer: Who.
         is_ours: Whether this side dialled.
         known: How many announcements there are to ask for, about.
+        compared_per_s: How often the other side may want to compare directories, on average.
         wake: Called when something should be said at once.
 
     Attributes:
@@ -42,7 +43,9 @@ class Link:
         is_leaving: Whether this side is about to end the link.
     """
 
-    def __init__(self, peer: PeerId, *, is_ours: bool, known: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, peer: PeerId, *, is_ours: bool, known: int, compared_per_s: float, wake: Callable[[], None]
+    ) -> None:
         self.peer: Final = peer
         self.is_ours: Final = is_ours
         self.wake: Final = wake
@@ -54,14 +57,15 @@ class Link:
         self._is_curious = False
         self._told: dict[bytes, None] = {}
         self._ids: dict[bytes, None] = {}
-        self._owed: dict[bytes, bool] = {}
+        self._owed: dict[PeerId, bool] = {}
+        self._asked_for: dict[bytes, PeerId] = {}
         self._wanted: dict[bytes, bool] = {}
         self._gone: list[bytes] = []
         self._suspicions: deque[Suspicion] = deque(maxlen=_MAX_SUSPICIONS)
         self._listing: dict[int, list[bytes]] | None = None
         self._hearing = Allowance(4 * MAX_IDS, 2000.0)
         self._giving = Allowance(2000 + 2 * known, 200.0)
-        self._comparing = Allowance(10, min(5.0, 1000 / max(known, 1)))
+        self._comparing = Allowance(20, compared_per_s)
 
     def __repr__(self) -> str:
         return f"Link({self.peer[:8]}, {'ours' if self.is_ours else 'theirs'})"
@@ -115,9 +119,17 @@ class Link:
         self._ids[record_id] = None
         return True
 
-    def owe(self, record_id: bytes, *, has_body: bool) -> None:
-        """Send a record next time."""
-        self._owed[record_id] = has_body or self._owed.get(record_id, False)
+    def owe(self, peer: PeerId, *, has_body: bool, wanted: bytes | None = None) -> None:
+        """Send what is known of a peer next time.
+
+        Args:
+            peer: Whom.
+            has_body: Whether the other side needs the body.
+            wanted: The id that the other side asked for, if it did.
+        """
+        self._owed[peer] = has_body or self._owed.get(peer, False)
+        if wanted is not None:
+            self._asked_for[wanted] = peer
 
     def miss(self, record_id: bytes) -> None:
         """Say next time that a stamp is no more."""
@@ -161,6 +173,7 @@ class Link:
         for record_id in ids:
             self.told(record_id)
         wanted, self._wanted = self._wanted, {}
+        records = self._pay(directory, now_s)
         gone, self._gone = self._gone[:MAX_IDS], []
         suspicions, listing = tuple(self._suspicions), self._listing
         self._suspicions.clear()
@@ -170,7 +183,7 @@ class Link:
             wanted=b"".join(record_id for record_id, has_body in wanted.items() if not has_body),
             bodies=b"".join(record_id for record_id, has_body in wanted.items() if has_body),
             gone=b"".join(gone),
-            records=self._pay(directory, now_s),
+            records=records,
             suspicions=suspicions,
             sums=self._sums(directory, now_s) if self._is_curious else b"",
             listing=None if listing is None else {bucket: b"".join(found) for bucket, found in listing.items()},
@@ -181,24 +194,21 @@ class Link:
         return message
 
     def _pay(self, directory: Directory, now_s: float) -> tuple[Record, ...]:
-        """Take as many of the owed records as fit into a message."""
-
-        def records() -> Iterable[Record]:
-            for record_id, has_body in self._owed.items():
-                entry = directory.find(record_id)
-                if entry is not None:
-                    yield entry.as_record(now_s, has_body=has_body or entry.has_new_body)
-
-        batch = next(batches(records()))
-        if len(batch) < MAX_RECORDS and len(batch) >= len(self._owed):
-            sent = list(self._owed)
-        else:
-            names = {record.signature[:RECORD_ID_BYTES] for record in batch}
-            sent = [owed for owed in self._owed if (entry := directory.find(owed)) is None or entry.id in names]
+        """Take as many of the owed records as fit into a message, and note which of those asked for are no more."""
+        owed = [(peer, entry) for peer in self._owed if (entry := directory.entry(peer)) is not None]
+        bodies = (self._owed[peer] or entry.has_new_body for peer, entry in owed)
+        records = (entry.as_record(now_s, has_body=body) for (_, entry), body in zip(owed, bodies, strict=True))
+        batch = next(batches(records))
+        left = {peer: self._owed[peer] for peer, _ in owed[len(batch) :]}
+        self._owed = left
+        sent = {id_of(record) for record in batch}
         for record_id in sent:
-            del self._owed[record_id]
-        for record in batch:
-            self.told(record.signature[:RECORD_ID_BYTES])
+            self.told(record_id)
+        for record_id, peer in [*self._asked_for.items()]:
+            if peer not in left:
+                del self._asked_for[record_id]
+                if record_id not in sent:
+                    self._gone.append(record_id)
         return batch
 
     def _sums(self, directory: Directory, now_s: float) -> bytes:
