@@ -119,7 +119,7 @@ class SimulatedServer:
             num_blocks=80,
             span=Span(0, 16),
             state="online",
-            dtype="bfloat16",
+            precision="bfloat16",
             addresses=self.contact.addresses,
             speed=Speed(decode_tokens_per_s=123.4, prefill_tokens_per_s=5678.9),
             free_tokens=max(0, 20_000 - 1500 * self.sessions),
