@@ -28,7 +28,7 @@ demo: $(ENVIRONMENT)
 	@trap : INT; $(BIN)/corolla demo || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
 
 test: $(ENVIRONMENT)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: lint types test
 
