@@ -14,6 +14,7 @@ __all__ = ["app", "main"]
 _COMMANDS = {
     "demo": ("corolla.cli.demo", "Start a private swarm on this machine and chat with it."),
     "serve": ("corolla.cli.serve", "Serve a span of a model's blocks to a swarm."),
+    "relay": ("corolla.cli.relay", "Help a swarm's peers to meet, and to be reached behind their routers."),
     "chat": ("corolla.cli.chat", "Chat with a model that a swarm serves."),
     "generate": ("corolla.cli.generate", "Continue a text with a model that a swarm serves."),
     "info": ("corolla.cli.info", "Show what a model is, and who serves it."),

@@ -37,10 +37,10 @@ __all__ = ["Doorway", "Upgrades"]
 
 _LOG = logger(__name__)
 _ROUND_S: Final = 0.5  # for one attempt, after which the next begins with a fresh packet
-_ROUNDS: Final = 6
+_ROUNDS: Final = 12
 _REST_S: Final = 0.1  # after a refusal
 _MAX_AT_ONCE: Final = 8
-_FORGIVE_S: Final = 60.0  # before a peer that could not be reached so is tried again; doubles up to
+_FORGIVE_S: Final = 10.0  # before a peer that could not be reached so is tried again; doubles up to
 _MAX_FORGIVE_S: Final = 3600.0
 
 _Take = Callable[[TcpPipe], Coroutine[Any, Any, None]]
@@ -105,7 +105,7 @@ class Doorway:
             Error: If the answer cannot be sent.
         """
         relays, tasks = self._ear.relays, self._ear.tasks
-        if channel.path != "relayed" or not relays or tasks is None:
+        if not relays or tasks is None:
             raise PeerUnreachable("this peer is not behind a relay now; dial it", peer=self._endpoint.peer_id)
         if channel.peer in self._meeting or len(self._meeting) >= _MAX_AT_ONCE:
             raise PeerBusy(f"{len(self._meeting)} peers are being met already", retry_after_s=_ROUND_S * _ROUNDS)
@@ -206,6 +206,7 @@ class Upgrades:
             _, before_s = self._failed.pop(peer, (0.0, _FORGIVE_S / 2))
             forgive_s = min(2 * before_s, _MAX_FORGIVE_S)
             self._failed[peer] = anyio.current_time() + forgive_s, forgive_s
+            event(_LOG, "found no direct path", peer=peer[:8], again_after_s=forgive_s)
             while len(self._failed) > self._endpoint.config.max_peers:
                 del self._failed[next(iter(self._failed))]
             return

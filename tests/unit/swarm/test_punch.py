@@ -32,7 +32,7 @@ async def test_as_long_as_it_is_used_another_direct_channel_is_made_ready(until)
         assert endpoint.on_use.__self__.found == 2
 
 
-async def test_a_peer_meets_only_over_a_relayed_path_and_each_peer_once_at_a_time():
+async def test_a_peer_meets_each_other_peer_once_at_a_time():
     async with (
         relaying() as relay,
         hidden([relay]) as server,
