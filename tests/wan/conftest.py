@@ -97,7 +97,7 @@ class Internet:
         self.start_relay("relay2")
         self._peers = {host.name: self.start_peer(host.name) for host in HOSTS if host.name not in self.relays}
         serve = ("-m", "corolla", "serve", str(model), "--json", "--until-eof", "--threads", "1", "--kv-bytes", "64MiB")
-        self.server = self.run("symmetric1", *serve, "--dtype", "float32", "--peer", self.entry)
+        self.server = self.run("symmetric1", *serve, "--precision", "float32", "--peer", self.entry)
 
     def run(self, host, *command):
         program = Program(self.lab, host, *command)

@@ -57,7 +57,7 @@ class Peer:
                     num_blocks=1,
                     span=Span(0, 1),
                     state="online",
-                    dtype="float32",
+                    precision="float32",
                     addresses=self.endpoint.addresses,
                 )
             )
