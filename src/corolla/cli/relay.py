@@ -43,7 +43,7 @@ _SHOW_S = 10.0
     ),
 )
 def relay(settings: Settings) -> None:
-    """Help a swarm's peers to meet, and to be reached where their routers let nobody in.
+    """Help a swarm's peers to meet, and to be reached behind their routers.
 
     Others enter the swarm through this peer, learn from it how they are seen from outside, and are reached by it if
     they cannot be dialled. What passes is encrypted between the two others. Run it where a public address is; it serves
