@@ -10,6 +10,7 @@
     │   └── NotAMember          no invite to the private swarm, or one that does not hold or allow it
     ├── SwarmError          the network's condition
     │   ├── NoChain             some blocks have no server
+    │   ├── OutdatedView        whoever asks has not heard what a peer serves now
     │   └── BootstrapFailed     no peer of the swarm could be reached
     ├── PeerError           one peer's failure
     │   ├── PeerUnreachable     could not be dialled
@@ -61,6 +62,7 @@ __all__ = [
     "ModelNotFound",
     "NoChain",
     "NotAMember",
+    "OutdatedView",
     "PeerBusy",
     "PeerError",
     "PeerFailed",
@@ -151,6 +153,13 @@ class NoChain(SwarmError):
     """No servers cover some blocks."""
 
     code = "no_chain"
+
+
+class OutdatedView(SwarmError):
+    """A server was asked for blocks that it does not have, or not any more; news of a move takes a moment."""
+
+    code = "outdated_view"
+    retry_after_s = 1.0
 
 
 class BootstrapFailed(SwarmError):

@@ -11,7 +11,7 @@ import torch
 
 from corolla.codec import check_preference
 from corolla.engine import Engine, SessionRows
-from corolla.errors import Error, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
+from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
 from corolla.server.session import Outlet, ServedSession, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Gossip, Reach, check_may_use
 from corolla.terms import ModelId
@@ -145,10 +145,9 @@ class Handler:
             raise PeerBusy("the server is still loading its blocks", retry_after_s=5.0)
         engine, model = self._served
         if request.model != model or not engine.span.span.covers(request.span):
-            raise PeerBusy(  # the asker will have heard of the move by then, or know another server
+            raise OutdatedView(
                 f"blocks {request.span} of model {request.model[:12]} were asked of a server that has "
-                f"{engine.span.span} of model {model[:12]}; look at the swarm again",
-                retry_after_s=1.0,
+                f"{engine.span.span} of model {model[:12]}; look at the swarm again"
             )
         return engine
 

@@ -14,6 +14,7 @@ from corolla.errors import (
     CacheFull,
     CodecError,
     ContextTooLong,
+    OutdatedView,
     PeerBusy,
     PeerLost,
     PeerTimeout,
@@ -85,8 +86,8 @@ async def test_a_session_is_opened_stepped_closed_and_its_channel_used_again(hos
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"model": "cd" * 32}, PeerBusy, "0:4 of model cdcdcdcdcdcd were .* that has 0:4 of model abababababab"),
-        ({"span": Span(2, 6)}, PeerBusy, "2:6 of model abababababab were asked of a server that has 0:4"),
+        ({"model": "cd" * 32}, OutdatedView, "0:4 of model cdcdcdcdcdcd were .* that has 0:4 of model abababababab"),
+        ({"span": Span(2, 6)}, OutdatedView, "2:6 of model abababababab were asked of a server that has 0:4"),
         ({"max_tokens": 300}, ContextTooLong, "300 tokens.*256"),
         ({"max_tokens": 256, "rows": 1000}, CacheFull, "1000 rows of 256 tokens need 4000 KV pages"),
         ({"codec": "gzip"}, CodecError, "no codec 'gzip'; this version knows raw"),
@@ -264,8 +265,8 @@ async def test_a_request_is_answered_and_nothing_is_kept(hosts, until):
     ("message", "error", "words"),
     [
         (forward(width=32), UsageError, r"shape \[1, 3, 32\] was sent to blocks that take 3 axes, the last of 64"),
-        (forward(model="cd" * 32), PeerBusy, "model cdcdcdcdcdcd"),
-        (forward(span=Span(3, 5)), PeerBusy, "3:5 of model .* were asked of a server that has 0:4"),
+        (forward(model="cd" * 32), OutdatedView, "model cdcdcdcdcdcd"),
+        (forward(span=Span(3, 5)), OutdatedView, "3:5 of model .* were asked of a server that has 0:4"),
         (forward(codec="gzip"), CodecError, "no codec 'gzip'"),
         (forward(tokens=300), ContextTooLong, "300 tokens.*256"),
         (forward(attention_mask=b"1"), RemoteProtocolError, "1 bytes of torch.uint8 came for 1 x 3 tokens"),
