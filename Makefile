@@ -12,11 +12,12 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench docs
+.PHONY: help demo test wan check lint types bench docs
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
 	@echo "make test    all tests"
+	@echo "make wan     tests on emulated home routers; needs root on Linux"
 	@echo "make check   lint, types and tests: what a change must pass"
 	@echo "make lint    style, format and the direction of imports"
 	@echo "make types   the type checker"
@@ -29,6 +30,9 @@ demo: $(ENVIRONMENT)
 
 test: $(ENVIRONMENT)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+wan: $(ENVIRONMENT)
+	COROLLA_WAN=1 $(BIN)/python -m pytest tests/wan
 
 check: lint types test
 
