@@ -36,9 +36,9 @@ class FrozenLayer(nn.Module):
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
 
     @property
-    def nbytes(self) -> int:
-        """Memory that the weight takes, without the bias."""
-        raise NotImplementedError
+    def unlisted_bytes(self) -> int:
+        """Memory of the weight that is neither a parameter nor a buffer."""
+        return 0
 
     def dense(self) -> Tensor:
         """Make the weight ``[O, I]`` that this layer multiplies with, in the dtype that it computes in."""
@@ -73,8 +73,8 @@ class Ordered(FrozenLayer):
         self._pointwise = torch.ops.mkldnn._linear_pointwise
 
     @property
-    def nbytes(self) -> int:
-        """Memory that the weight takes, without the bias."""
+    def unlisted_bytes(self) -> int:
+        """Memory of the weight that is neither a parameter nor a buffer: all of it."""
         return int(self._ordered.numel() * self._ordered.element_size())
 
     def dense(self) -> Tensor:

@@ -112,11 +112,6 @@ class Int8Layer(FrozenLayer):
         self.weight_OI: Tensor
         self.scale_O: Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the weight takes, without the bias: nothing beyond the layer's buffers."""
-        return 0
-
     def dense(self) -> Tensor:
         """Make the weight that this layer multiplies with."""
         return self.weight_OI.to(self.scale_O.dtype) * self.scale_O[:, None]
@@ -157,11 +152,6 @@ class Nf4Layer(FrozenLayer):
         self.packed: Tensor
         self.scales: Tensor
         self.levels: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the weight takes, without the bias: nothing beyond the layer's buffers."""
-        return 0
 
     def dense(self) -> Tensor:
         """Make the weight that this layer multiplies with."""

@@ -102,8 +102,10 @@ class BlockSpan(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """How much memory the blocks' weights take."""
-        plain_bytes = sum(tensor.nbytes for tensor in (*self.blocks.parameters(), *self.blocks.buffers()))
-        return plain_bytes + sum(part.nbytes for part in self.blocks.modules() if isinstance(part, FrozenLayer))
+        listed_bytes = sum(tensor.nbytes for tensor in (*self.blocks.parameters(), *self.blocks.buffers()))
+        return listed_bytes + sum(
+            part.unlisted_bytes for part in self.blocks.modules() if isinstance(part, FrozenLayer)
+        )
 
     @property
     def can_be_lean(self) -> bool:
