@@ -132,7 +132,7 @@ class Rtt(msgspec.Struct, frozen=True, array_like=True):
 class Announcement(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A server's claim about itself, valid until it expires or a later one replaces it.
 
-    It travels signed by ``peer``; see ``swarm/directory.py``.
+    It travels signed by ``peer``; see ``swarm/directory/directory.py``.
 
     Args:
         peer: Who claims.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corolla.errors import FrameTooLarge
 from corolla.swarm import Directory, Identity, SwarmConfig
-from corolla.swarm.stamps import accuse, id_of, peer_of, read_stamp
+from corolla.swarm.directory.stamps import accuse, id_of, peer_of, read_stamp
 from corolla.terms import Announcement, ModelId, Span
 from corolla.wire import News, Publish, Record, encode_message
 from corolla.wire.limits import MAX_BUCKETS, MAX_IDS, MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, MAX_RECORDS

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from corolla.errors import RemoteProtocolError, UsageError
 from corolla.swarm import Identity, Invite, Membership, Revocations
-from corolla.swarm.invite import PREFIX
+from corolla.swarm.members.invite import PREFIX
 
 KEY, PEER, JUDGE = (Identity.generate() for _ in range(3))
 INVITE = Invite.issue(KEY, peers=("tls://192.0.2.7:31330",))

@@ -12,7 +12,7 @@ from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm
 from corolla.errors import BootstrapFailed, Error, NotAMember
 from corolla.server import Server, ServerConfig
 from corolla.swarm import SwarmConfig
-from corolla.swarm.owner import OwnedSwarm
+from corolla.swarm.members.owner import OwnedSwarm
 from corolla.testing import LocalSwarm, ServerProcess, save_tiny_model
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

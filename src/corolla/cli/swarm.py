@@ -23,8 +23,8 @@ from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
 from corolla.errors import Error, UsageError
 from corolla.swarm import Endpoint, Identity, Invite, Revocations, SwarmConfig
-from corolla.swarm.invite import describe_time
-from corolla.swarm.owner import Issued, OwnedSwarm
+from corolla.swarm.members.invite import describe_time
+from corolla.swarm.members.owner import Issued, OwnedSwarm
 from corolla.terms import Announcement
 
 __all__ = ["invite", "list_", "new", "revoke", "status", "swarm"]

@@ -43,7 +43,7 @@ from corolla.swarm import (
     dial_through_relays,
     spread_revocations,
 )
-from corolla.swarm.transport import Transport
+from corolla.swarm.transports.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Announcement, Chain, Hop, ModelId, PeerId, Snapshot, Span
 

@@ -17,7 +17,7 @@ from corolla.client.config import ClientConfig
 from corolla.client.directory import AsyncSwarm
 from corolla.errors import SessionClosed, ungrouped
 from corolla.swarm import Identity, SwarmConfig
-from corolla.swarm.transport import Transport
+from corolla.swarm.transports.transport import Transport
 from corolla.terms import Snapshot
 
 __all__ = ["Swarm"]

@@ -41,8 +41,8 @@ from corolla.swarm import (
     Topic,
     spread_revocations,
 )
-from corolla.swarm.invite import SwarmId
-from corolla.swarm.transport import Transport
+from corolla.swarm.members.invite import SwarmId
+from corolla.swarm.transports.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
 

@@ -4,29 +4,29 @@ Knows messages as far as it must carry them; knows no tensor, no model's files, 
 """
 
 from corolla.swarm.address import format_address, parse_address, split_address
-from corolla.swarm.admission import check_may_use
 from corolla.swarm.channel import Channel, Received
 from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
-from corolla.swarm.contacts import Contact, Contacts
-from corolla.swarm.dht import MainlineDht
-from corolla.swarm.directory import Directory, Verdict
+from corolla.swarm.directory.directory import Directory, Verdict
+from corolla.swarm.directory.gossip import Gossip
+from corolla.swarm.directory.watcher import Watcher
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
-from corolla.swarm.gossip import Gossip
+from corolla.swarm.finding.contacts import Contact, Contacts
+from corolla.swarm.finding.dht import MainlineDht
+from corolla.swarm.finding.lan import LocalNetwork, Neighbour, is_loopback
+from corolla.swarm.finding.meeting import Meeting
+from corolla.swarm.finding.rendezvous import Topic
 from corolla.swarm.identity import Identity, public_key_of, verify
-from corolla.swarm.invite import Grant, Invite
-from corolla.swarm.lan import LocalNetwork, Neighbour, is_loopback
 from corolla.swarm.light import LightPeer
-from corolla.swarm.meeting import Meeting
-from corolla.swarm.membership import Membership, Revocations
-from corolla.swarm.memory import MemoryNetwork, MemoryTransport
+from corolla.swarm.members.admission import check_may_use
+from corolla.swarm.members.invite import Grant, Invite
+from corolla.swarm.members.membership import Membership, Revocations
+from corolla.swarm.members.spreading import spread_revocations
 from corolla.swarm.pings import Pings
-from corolla.swarm.reach import Reach, dial_through_relays
-from corolla.swarm.relay import RelayLoad
-from corolla.swarm.rendezvous import Topic
-from corolla.swarm.spreading import spread_revocations
-from corolla.swarm.tls import TlsTransport
-from corolla.swarm.transport import Listener, Path, Stream, StreamHandler, Transport
-from corolla.swarm.watcher import Watcher
+from corolla.swarm.reach.reach import Reach, dial_through_relays
+from corolla.swarm.reach.relay import RelayLoad
+from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
+from corolla.swarm.transports.tls import TlsTransport
+from corolla.swarm.transports.transport import Listener, Path, Stream, StreamHandler, Transport
 
 __all__ = [
     "Channel",

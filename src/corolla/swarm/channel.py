@@ -15,7 +15,7 @@ from corolla.errors import (
     PeerTimeout,
     RemoteProtocolError,
 )
-from corolla.swarm.transport import Ends, Path, Stream
+from corolla.swarm.transports.transport import Ends, Path, Stream
 from corolla.wire import (
     Buffer,
     Failure,
@@ -30,7 +30,7 @@ from corolla.wire import (
 from corolla.wire.limits import MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
-    from corolla.swarm.invite import Grant
+    from corolla.swarm.members.invite import Grant
     from corolla.terms import PeerId
 
 __all__ = ["Channel", "Received"]

@@ -15,14 +15,14 @@ import anyio
 
 from corolla.errors import ConfigError, Error, InternalError, NotAMember, PeerBusy, PeerUnreachable
 from corolla.swarm.address import split_address
-from corolla.swarm.admission import admit, enter
 from corolla.swarm.channel import Channel
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.identity import Identity
-from corolla.swarm.invite import Invite
-from corolla.swarm.membership import Membership
-from corolla.swarm.race import race
-from corolla.swarm.transport import Listener, Stream, Transport
+from corolla.swarm.members.admission import admit, enter
+from corolla.swarm.members.invite import Invite
+from corolla.swarm.members.membership import Membership
+from corolla.swarm.transports.race import race
+from corolla.swarm.transports.transport import Listener, Stream, Transport
 from corolla.terms import Address, Claim, PeerId
 
 if TYPE_CHECKING:

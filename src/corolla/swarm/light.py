@@ -14,16 +14,16 @@ import anyio
 from corolla.errors import ungrouped
 from corolla.swarm.channel import Channel
 from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
-from corolla.swarm.contacts import Contacts
-from corolla.swarm.directory import Directory
+from corolla.swarm.directory.directory import Directory
+from corolla.swarm.directory.gossip import Gossip
 from corolla.swarm.endpoint import Endpoint
-from corolla.swarm.gossip import Gossip
+from corolla.swarm.finding.contacts import Contacts
 from corolla.swarm.identity import Identity
-from corolla.swarm.reach import Reach
-from corolla.swarm.reachability import Verdict
-from corolla.swarm.relay import RelayLoad
-from corolla.swarm.spreading import spread_revocations
-from corolla.swarm.tls import TlsTransport
+from corolla.swarm.members.spreading import spread_revocations
+from corolla.swarm.reach.reach import Reach
+from corolla.swarm.reach.reachability import Verdict
+from corolla.swarm.reach.relay import RelayLoad
+from corolla.swarm.transports.tls import TlsTransport
 from corolla.terms import Address, PeerId, RelayOffer, Snapshot
 from corolla.wire import ReachMessage
 

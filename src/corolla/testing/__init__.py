@@ -4,7 +4,7 @@ All of it is real: the models are transformers', the servers are ``corolla serve
 the same tests as the others.
 """
 
-from corolla.swarm.memory import MemoryNetwork, MemoryTransport
+from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
 from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess

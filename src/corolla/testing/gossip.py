@@ -17,16 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from corolla.errors import Error, PeerLost, PeerUnreachable
 from corolla.swarm import Contact, Contacts, Directory, Identity, SwarmConfig
-from corolla.swarm.directory import Entry
-from corolla.swarm.exchange import Exchange
-from corolla.swarm.neighbours import Neighbours, Visit
-from corolla.swarm.stamps import Body
-from corolla.swarm.voice import Voice
+from corolla.swarm.directory.entry import Entry
+from corolla.swarm.directory.exchange import Exchange
+from corolla.swarm.directory.neighbours import Neighbours, Visit
+from corolla.swarm.directory.stamps import Body
+from corolla.swarm.directory.voice import Voice
 from corolla.terms import Address, Announcement, Claim, ModelId, PeerId, Span, Speed
 from corolla.wire import News, Record, Stamp, encode_message
 
 if TYPE_CHECKING:
-    from corolla.swarm.link import Link
+    from corolla.swarm.directory.link import Link
 
 __all__ = ["SimulatedServer", "SimulatedSwarm", "Traffic"]
 

@@ -100,7 +100,7 @@ class Greeting(Message, frozen=True, tag=True):
     answer holds it, or, if the opener has it, a second greeting does, which is answered like the first.
 
     Args:
-        proof: Of membership; see ``swarm/membership.py``.
+        proof: Of membership; see ``swarm/members/membership.py``.
         number: Of the newest list of revoked invites that the sender knows; -1 for none.
         revoked: That list, if the other side is known to lack it.
     """

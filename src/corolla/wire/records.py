@@ -1,7 +1,7 @@
 """What travels of an announcement: a body that seldom changes, and the small signed stamp that keeps it valid.
 
 The stamp names the body by its hash, so its one signature covers both; a body is sent only to those who lack it. Knows
-the shapes and their bounds. What is in a body and who may be believed is known to ``swarm/directory.py``.
+the shapes and their bounds. What is in a body and who may be believed is known to ``swarm/directory/directory.py``.
 """
 
 from typing import Annotated, Any

@@ -1,0 +1,304 @@
+"""A server's part in the gossip: its links as tasks and channels, its voice, and what it answers to others.
+
+Owns the tasks. What is said on a link is decided in ``directory/exchange.py``, when this server speaks of itself in
+``directory/voice.py``. Clients take no part; they subscribe (``directory/watcher.py``).
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import anyio
+import msgspec
+
+from corolla.errors import BootstrapFailed, Error, NotAMember, RemoteProtocolError, UsageError, ungrouped
+from corolla.swarm.channel import Channel
+from corolla.swarm.directory.directory import Directory
+from corolla.swarm.directory.entry import Entry
+from corolla.swarm.directory.exchange import Exchange
+from corolla.swarm.directory.link import Link
+from corolla.swarm.directory.neighbours import Neighbours, Visit
+from corolla.swarm.directory.view import View
+from corolla.swarm.directory.voice import Voice
+from corolla.swarm.endpoint import Endpoint
+from corolla.swarm.finding.contacts import Contact, Contacts
+from corolla.terms import Address, Claim, ModelId, Snapshot
+from corolla.wire import Greeting, Message, News, Ping, Pong, Subscribe, expect
+
+__all__ = ["Gossip"]
+
+_LOG = logging.getLogger(__name__)
+_TICK_S: Final = 0.5
+_GATHER_S: Final = 0.005  # so that what is learned in one moment goes into one message
+_REMEMBER_EVERY_S: Final = 30.0
+
+
+class Gossip:
+    """Keeps one server's directory in step with the swarm's, and answers what peers ask of it.
+
+    Args:
+        endpoint: How to reach peers, and who this one is.
+        directory: What is kept in step.
+        contacts: Whom to turn to first, and when all others are lost.
+        rng: The dice that choose partners.
+        wall_s: The clock on this machine's wall, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        directory: Directory,
+        contacts: Contacts,
+        *,
+        rng: random.Random,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._endpoint = endpoint
+        self._config = endpoint.config
+        self._contacts = contacts
+        self._rng = rng
+        self._view = View(directory, endpoint.config)
+        neighbours = Neighbours(directory, endpoint.peer_id, contacts, endpoint.config, rng)
+        self._exchange = Exchange(directory, endpoint.identity, neighbours, endpoint.config, rng)
+        self._voice = Voice(directory, endpoint.identity, endpoint.config, wall_s, rng)
+        self._link_ended = anyio.Event()
+
+    @property
+    def view(self) -> View:
+        """What this server sees of the swarm."""
+        return self._view
+
+    def snapshot(self, model: ModelId | None = None) -> Snapshot:
+        """View the announcements that hold now.
+
+        Args:
+            model: Only those of this model; ``None`` for all.
+        """
+        age_s = 0.0 if self._view.in_step_s is None else self._view.age_s  # who is alone knows all there is
+        return self._view.directory.snapshot(anyio.current_time(), model=model, age_s=age_s)
+
+    async def join(self) -> None:
+        """Learn the swarm's announcements from the first contact that answers.
+
+        Without any contact this peer starts a swarm of its own.
+
+        Raises:
+            BootstrapFailed: If the user named contacts and nobody answers; lists what went wrong with each.
+        """
+        await self._contacts.load()
+        problems: list[str] = []
+
+        async def attempt(contact: Contact, ended: anyio.Event) -> None:
+            try:
+                with anyio.fail_after(self._config.handshake_s):
+                    await self._meet(contact)
+            except Error as error:
+                problems.append(error.message)
+            except TimeoutError:
+                problems.append(f"{', '.join(contact.addresses)}: no answer within {self._config.handshake_s:g} s")
+            else:
+                tasks.cancel_scope.cancel()
+            ended.set()
+
+        async with anyio.create_task_group() as tasks:
+            for contact in self._contacts.all():
+                ended = anyio.Event()
+                tasks.start_soon(attempt, contact, ended)
+                with anyio.move_on_after(self._config.race_delay_s):
+                    await ended.wait()
+        if self._exchange.in_step_s is None and self._contacts.given:
+            raise BootstrapFailed(
+                "no peer of the swarm could be reached; check the addresses and that one of the peers runs: "
+                + "; ".join(problems)
+            )
+
+    async def announce(self, announcement: Claim) -> None:
+        """Say something new of this peer to the swarm at once; it is repeated until :meth:`leave`.
+
+        Args:
+            announcement: The claim. Its sequence does not matter: it gets the next one.
+
+        Raises:
+            FrameTooLarge: If the claim is over the limit of one record.
+        """
+        self._spread(self._voice.announce(self._proved(announcement), anyio.current_time()))
+
+    async def note(self, announcement: Claim) -> None:
+        """Take note of how this peer is; others hear of it soon if it matters to them, else when it is due.
+
+        Args:
+            announcement: The claim. Its sequence does not matter: it gets the next one.
+
+        Raises:
+            FrameTooLarge: If the claim is over the limit of one record.
+        """
+        self._spread(self._voice.note(self._proved(announcement), anyio.current_time()))
+
+    async def move(self, addresses: tuple[Address, ...]) -> None:
+        """Tell the swarm that this peer is reached elsewhere now, if it has said anything of itself.
+
+        Args:
+            addresses: Where.
+        """
+        said = self._voice.truth
+        if said is not None and said.addresses != addresses:
+            await self.announce(msgspec.structs.replace(said, addresses=addresses))
+
+    async def leave(self) -> None:
+        """Tell everyone that this peer is gone, as far as they can be told within one request's deadline."""
+        self._spread(self._voice.leave(anyio.current_time()))
+        for link in self._exchange.links:
+            link.leave()
+        with anyio.move_on_after(self._config.request_s):
+            while self._exchange.links:
+                await self._link_ended.wait()
+
+    async def run(self) -> None:
+        """Keep in step until cancelled."""
+        remember_at_s = anyio.current_time() + _REMEMBER_EVERY_S / 10
+        async with anyio.create_task_group() as tasks:
+            while True:
+                now_s = anyio.current_time()
+                self._spread(self._voice.refresh(now_s))
+                for visit in self._exchange.tick(now_s):
+                    tasks.start_soon(self._visit, visit)
+                if now_s >= remember_at_s:
+                    remember_at_s = now_s + _REMEMBER_EVERY_S
+                    await self._contacts.remember(self.snapshot().announcements, but=self._endpoint.peer_id)
+                await anyio.sleep(min(_TICK_S, self._config.gossip_interval_s / 2))
+
+    async def handle(self, channel: Channel, message: Message) -> None:
+        """Answer a message of another peer; for a link or a subscription, until one of the sides has gone.
+
+        Args:
+            channel: Where it came from.
+            message: A ping, or one of those of the directory.
+
+        Raises:
+            PeerMisbehaved: If the other side says what no honest peer says.
+            RemoteProtocolError: If it is another message.
+            Error: If the answer cannot be sent.
+        """
+        match message:
+            case Ping():
+                await channel.send(Pong())
+            case News():
+                await self._keep_link(channel, first=message)
+            case Subscribe():
+                await self._view.serve_subscriber(channel)
+            case Greeting():
+                own = self._endpoint.peer_id[:8]
+                raise NotAMember(f"peer {own} is of a public swarm; to join it, leave your invite out")
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} does not begin a conversation about the directory")
+
+    def _proved(self, announcement: Claim) -> Claim:
+        membership = self._endpoint.membership
+        proof = b"" if membership is None else membership.proof
+        return msgspec.structs.replace(announcement, membership=proof)
+
+    def _spread(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self._exchange.announced(entry)
+            self._view.ring()
+
+    async def _meet(self, contact: Contact) -> None:
+        """Come into step with a contact."""
+        async with self._endpoint.channel(contact.peer, contact.addresses) as channel:
+            if channel.peer == self._endpoint.peer_id:
+                raise UsageError(f"{', '.join(contact.addresses)} is this peer's own address; give that of another")
+            await self._keep_link(channel, is_short=True)
+
+    async def _visit(self, visit: Visit) -> None:
+        contact, is_met = visit.contact, False
+        try:
+            async with self._endpoint.channel(contact.peer, contact.addresses) as channel:
+                if visit.is_probe:
+                    await channel.request(Ping(), expected=Pong, deadline_s=self._config.request_s)
+                is_met = True
+                self._exchange.visited(visit, anyio.current_time(), None)
+                if not visit.is_probe and channel.peer != self._endpoint.peer_id:
+                    await self._keep_link(channel)
+        except Error as error:
+            _LOG.debug("a link ended: %s", error.message)
+            if not is_met:
+                self._exchange.visited(visit, anyio.current_time(), error)
+                if self._view.directory.entry(contact.peer) if contact.peer else None:
+                    self._view.ring()
+
+    async def _keep_link(self, channel: Channel, *, first: News | None = None, is_short: bool = False) -> None:
+        """Speak and listen on one link, until one of the sides leaves it.
+
+        Args:
+            channel: Where.
+            first: What the other side has begun with; ``None`` if this side begins.
+            is_short: Whether to leave once the directories are in step.
+        """
+        bell = _Bell()
+        link = self._exchange.open(channel.peer, anyio.current_time(), bell.ring, is_ours=first is None)
+        reason: Error | None = None
+        try:
+            with ungrouped():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._speak, channel, link, bell, tasks.cancel_scope)
+                    await self._listen(channel, link, first, is_short=is_short)
+                    tasks.cancel_scope.cancel()
+        except Error as error:
+            reason = error
+            raise
+        finally:
+            self._exchange.close(link, anyio.current_time(), reason)
+            self._link_ended.set()
+            self._link_ended = anyio.Event()
+        with anyio.CancelScope(shield=True):
+            await channel.aclose()
+
+    async def _speak(self, channel: Channel, link: Link, bell: "_Bell", scope: anyio.CancelScope) -> None:
+        while True:
+            bell.reset()
+            message = self._exchange.say(link, anyio.current_time())
+            await channel.send(message, deadline_s=self._config.request_s)
+            if message.is_last:
+                scope.cancel()
+                return
+            with anyio.move_on_after(self._config.heartbeat_s):
+                await bell.wait()
+                await anyio.sleep(_GATHER_S)
+
+    async def _listen(self, channel: Channel, link: Link, first: News | None, *, is_short: bool) -> None:
+        message = first
+        while True:
+            if message is None:
+                received = await channel.receive(deadline_s=self._config.lost_after_s)
+                message = expect(received.message, News, peer=channel.peer)
+            now_s = anyio.current_time()
+            self._exchange.hear(link, message, now_s)
+            await self._view.merge(message.records, partial(self._exchange.take, link))
+            self._exchange.settle(link, now_s)
+            self._view.in_step_s = self._exchange.in_step_s
+            if message.suspicions:
+                self._view.ring()
+            if message.is_last:
+                return
+            if is_short and link.is_in_step and not link.is_leaving:
+                link.leave()
+            message = None
+
+
+class _Bell:
+    """Wakes whoever speaks on a link."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    def reset(self) -> None:
+        self._event = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
