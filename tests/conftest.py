@@ -2,10 +2,16 @@
 
 import asyncio
 import functools
+import importlib.util
 import inspect
+import itertools
 import logging
+import shutil
+import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import anyio.lowlevel
@@ -17,7 +23,9 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ci")
 
+STARTED_S = 20.0
 GRACE_S = 10.0  # for what is already ending when a test returns
+DATABASES = itertools.count()
 KNOWN_THREADS = (
     "AnyIO worker thread",  # idle ones are kept for the next test by the event loop of its module
     "asyncio_",  # the loop's own pool, likewise
@@ -85,3 +93,66 @@ def processes():
 def sockets():
     connections = psutil.Process().net_connections(kind="inet")
     return {tuple(found.laddr) for found in connections if found.status == psutil.CONN_LISTEN}
+
+
+class Redis:
+    """Debian's redis-server on loopback, which writes nothing to disk."""
+
+    def __init__(self, program, directory):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.command = [program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(directory)]
+        self.command += ["--save", "", "--appendonly", "no", "--databases", "256"]
+        self.process = None
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        began_s = time.monotonic()
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert time.monotonic() - began_s < STARTED_S
+                assert self.process.poll() is None
+            else:
+                return
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def url(self):
+        """Name a database that nobody has used."""
+        return f"redis://127.0.0.1:{self.port}/{next(DATABASES)}"
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """A Redis, or the reason why there is none."""
+    program = shutil.which("redis-server")
+    if program is None:
+        yield "redis-server is not installed: apt-get install redis-server"
+    elif importlib.util.find_spec("redis") is None:
+        yield "the redis package is not installed: pip install 'corolla[redis]'"
+    else:
+        server = Redis(program, tmp_path_factory.mktemp("redis"))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def redis(redis_server):
+    if isinstance(redis_server, str):
+        pytest.skip(redis_server)
+    return redis_server
+
+
+@pytest.fixture
+def own_redis(redis, tmp_path):
+    """A Redis that a test may stop and start."""
+    server = Redis(redis.command[0], tmp_path)
+    server.start()
+    yield server
+    server.stop()

@@ -125,6 +125,7 @@ def test_a_replay_cannot_revive_what_expired(later_s, sequence):
     directory = heard([record(IDENTITIES[0], sequence=5)])
     directory.expire(NOW_S + TTL_S + later_s / 2)
     assert directory.merge(record(IDENTITIES[0], sequence), NOW_S + TTL_S + later_s * 0.99) == "known"
+    assert directory.dropped == ({"replayed": 1} if sequence < 5 else {})
     assert not directory.snapshot(NOW_S + TTL_S + later_s).announcements
 
 

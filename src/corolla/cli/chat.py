@@ -19,6 +19,7 @@ MODEL_FLAGS = (
     Flag("chat.model", "MODEL"),
     Flag("chat.peers", "--peer"),
     Flag("swarm.invite"),
+    Flag("swarm.directory"),
     Flag("swarm.lan", "--lan/--no-lan"),
     Flag("swarm.dht"),
     Flag("chat.max_new_tokens"),

@@ -28,7 +28,7 @@ def find_peers(settings: Settings, output: Output) -> tuple[str, ...]:
     """
     config, swarm = settings.get(ChatConfig), settings.get(SwarmConfig)
     invite = None if swarm.invite is None else Invite.read(swarm.invite)
-    if config.peers or (invite and invite.peers):
+    if config.peers or swarm.directory or (invite and invite.peers):
         return config.peers
     topic = Topic(invite.grant.swarm if invite else None, None)
     if swarm.lan and (neighbours := anyio.run(_look_nearby, swarm, topic)):

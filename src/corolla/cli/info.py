@@ -45,6 +45,7 @@ class _Model(TypedDict):
         Flag("chat.model", "MODEL"),
         Flag("chat.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("output.json"),
         Flag("output.quiet"),
     ),
@@ -56,7 +57,7 @@ def info(settings: Settings) -> None:
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
     swarm = settings.get(SwarmConfig)
-    look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite else None
+    look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite or swarm.directory else None
     name = config.model
     if name is None and look is not None:
         from corolla.cli.conversation import only_model
@@ -68,7 +69,8 @@ def info(settings: Settings) -> None:
         model = _describe(name, settings.get(HubConfig), report)
     servers = [one for one in look.snapshot.announcements if one.model == model["model_id"]] if look else []
     if output.is_json:
-        output.json({**model, "servers": [server_as_data(one, look.rtts_s) for one in servers] if look else None})
+        seen = [server_as_data(one, look.rtts_s) for one in servers] if look else None
+        output.json({**model, "servers": seen, "dropped": look.dropped if look else None})
         return
     _show_model(model, output)
     if look is not None:

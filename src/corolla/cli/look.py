@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import anyio
 
 from corolla.errors import Error, ungrouped
-from corolla.swarm import Contacts, Directory, Endpoint, Identity, Pings, SwarmConfig, TlsTransport, Watcher
+from corolla.swarm import (
+    Contacts,
+    Directory,
+    Endpoint,
+    Identity,
+    Pings,
+    SwarmConfig,
+    TlsTransport,
+    Watcher,
+    make_watcher,
+)
 from corolla.terms import Announcement, PeerId, Snapshot
 
 __all__ = ["Look", "look_at_swarm", "watching"]
@@ -24,10 +34,12 @@ class Look:
     Args:
         snapshot: The announcements.
         rtts_s: How long the way there and back takes; without the servers that did not answer.
+        dropped: How many announcements were dropped, and why.
     """
 
     snapshot: Snapshot
     rtts_s: dict[PeerId, float]
+    dropped: dict[str, int]
 
 
 @asynccontextmanager
@@ -46,7 +58,7 @@ async def watching(config: SwarmConfig, peers: Sequence[str]) -> AsyncIterator[t
     endpoint = Endpoint(identity, [TlsTransport(identity, config)], config)
     directory = Directory(config, admits=endpoint.admits, wall_s=time.time)
     contacts = Contacts([*peers, *endpoint.invited_to])
-    watcher = Watcher(endpoint, directory, contacts, rng=random.Random())
+    watcher = make_watcher(endpoint, directory, contacts, rng=random.Random())
     with ungrouped():
         async with endpoint, anyio.create_task_group() as tasks:
             tasks.start_soon(watcher.run)
@@ -81,4 +93,4 @@ async def look_at_swarm(config: SwarmConfig, peers: Sequence[str]) -> Look:
         async with anyio.create_task_group() as tasks:
             for server in snapshot.announcements:
                 tasks.start_soon(measure, server)
-        return Look(snapshot, rtts_s)
+        return Look(snapshot, rtts_s, watcher.view.directory.dropped)

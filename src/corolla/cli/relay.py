@@ -31,6 +31,7 @@ _SHOW_S = 10.0
         Flag("light.identity"),
         Flag("light.name"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("relay.max_peers"),
         Flag("relay.max_streams"),
         Flag("relay.max_streams_per_peer"),

@@ -33,6 +33,7 @@ __all__ = ["serve"]
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("server.new_swarm"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),

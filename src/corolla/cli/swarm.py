@@ -52,6 +52,7 @@ swarm = typer.Typer(
     flags=(
         Flag("chat.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),
         Flag("output.json"),
@@ -74,6 +75,7 @@ def status(settings: Settings) -> None:
             {
                 "swarm": Invite.read(config.invite).grant.swarm if config.invite else None,
                 "models": [_model_as_data(servers, look) for _, servers in models],
+                "dropped": look.dropped,
             }
         )
         return
@@ -87,6 +89,9 @@ def status(settings: Settings) -> None:
         output.result("")
     if not models:
         output.result("the swarm has no server")
+    if look.dropped:
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(look.dropped.items()))
+        output.result(f"dropped announcements: {reasons}", style="yellow")
 
 
 @command(sections=("invite",), flags=(Flag("invite.swarm", "NAME"), *_INVITE_FLAGS))

@@ -39,8 +39,8 @@ from corolla.swarm import (
     Pings,
     SwarmConfig,
     TlsTransport,
-    Watcher,
     dial_through_relays,
+    make_watcher,
     spread_revocations,
 )
 from corolla.swarm.transports.transport import Transport
@@ -91,7 +91,7 @@ class AsyncSwarm:
         self._upgrades = dial_through_relays(self._endpoint, own)
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         contacts = Contacts([*peers, *self._endpoint.invited_to])
-        self._watcher = Watcher(self._endpoint, directory, contacts, rng=random.Random())
+        self._watcher = make_watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()
         self._experience = Experience()

@@ -13,7 +13,7 @@ from corolla.codec import check_preference
 from corolla.engine import Engine, SessionRows
 from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
 from corolla.server.session import Outlet, ServedSession, decode_tensors, encode_tensors
-from corolla.swarm import Channel, Gossip, Reach, check_may_use
+from corolla.swarm import Channel, Presence, Reach, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
     Backward,
@@ -46,7 +46,7 @@ class Handler:
         is_draining: Whether new sessions are turned away.
     """
 
-    def __init__(self, gossip: Gossip, outlet: Outlet, *, lease_s: float, reach: Reach | None = None) -> None:
+    def __init__(self, gossip: Presence, outlet: Outlet, *, lease_s: float, reach: Reach | None = None) -> None:
         self._gossip = gossip
         self._outlet = outlet
         self._reach = reach

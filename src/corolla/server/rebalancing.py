@@ -14,7 +14,7 @@ from corolla.codec import encode
 from corolla.errors import Error, PeerBusy, PeerMisbehaved, UsageError
 from corolla.routing import Move, PlacementConfig, confirm_move, plan_moves
 from corolla.server.loading import Model
-from corolla.swarm import Endpoint, Gossip
+from corolla.swarm import Endpoint, Presence
 from corolla.telemetry import event, logger
 from corolla.terms import Announcement, PeerId, Snapshot, Span
 from corolla.wire import Forward, Output
@@ -42,7 +42,7 @@ class Rebalancer:
     """
 
     def __init__(
-        self, endpoint: Endpoint, gossip: Gossip, model: Model, config: PlacementConfig, *, look_s: float
+        self, endpoint: Endpoint, gossip: Presence, model: Model, config: PlacementConfig, *, look_s: float
     ) -> None:
         self._endpoint = endpoint
         self._gossip = gossip

@@ -30,7 +30,6 @@ from corolla.swarm import (
     Contacts,
     Directory,
     Endpoint,
-    Gossip,
     Identity,
     Meeting,
     Reach,
@@ -39,6 +38,7 @@ from corolla.swarm import (
     SwarmConfig,
     TlsTransport,
     Topic,
+    make_presence,
     spread_revocations,
 )
 from corolla.swarm.members.invite import SwarmId
@@ -100,7 +100,7 @@ class Server:
         self._contacts = Contacts(() if config.new_swarm else (*config.peers, *self._endpoint.invited_to))
         rng = random.Random()
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
-        self._gossip = Gossip(self._endpoint, directory, self._contacts, rng=rng)
+        self._gossip = make_presence(self._endpoint, directory, self._contacts, rng=rng)
         self._relay_config = relay or RelayConfig()
         self._reach = Reach(
             self._endpoint,

@@ -8,6 +8,8 @@ from corolla.swarm.channel import Channel, Received
 from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
 from corolla.swarm.directory.directory import Directory, Verdict
 from corolla.swarm.directory.gossip import Gossip
+from corolla.swarm.directory.keeping import make_presence, make_watcher
+from corolla.swarm.directory.presence import Presence
 from corolla.swarm.directory.watcher import Watcher
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
 from corolla.swarm.finding.contacts import Contact, Contacts
@@ -51,6 +53,7 @@ __all__ = [
     "Neighbour",
     "Path",
     "Pings",
+    "Presence",
     "Reach",
     "Received",
     "RelayConfig",
@@ -68,6 +71,8 @@ __all__ = [
     "dial_through_relays",
     "format_address",
     "is_loopback",
+    "make_presence",
+    "make_watcher",
     "parse_address",
     "public_key_of",
     "split_address",

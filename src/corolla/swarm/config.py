@@ -80,6 +80,13 @@ class SwarmConfig:
             "on the command line that of this account."
         },
     )
+    directory: str | None = field(
+        default=None,
+        metadata={
+            "help": "Store in which the swarm's directory is kept, redis://host:port; default: servers gossip.",
+            "secret": True,
+        },
+    )
     lan: bool = field(
         default=True, metadata={"help": "Find and be found by peers on the local network, where no address is given."}
     )

@@ -15,7 +15,7 @@ from corolla.errors import ungrouped
 from corolla.swarm.channel import Channel
 from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
 from corolla.swarm.directory.directory import Directory
-from corolla.swarm.directory.gossip import Gossip
+from corolla.swarm.directory.keeping import make_presence
 from corolla.swarm.endpoint import Endpoint
 from corolla.swarm.finding.contacts import Contacts
 from corolla.swarm.identity import Identity
@@ -62,7 +62,7 @@ class LightPeer:
         contacts = Contacts([*config.peers, *self._endpoint.invited_to])
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         rng = random.Random()
-        self._gossip = Gossip(self._endpoint, directory, contacts, rng=rng)
+        self._gossip = make_presence(self._endpoint, directory, contacts, rng=rng)
         self._reach = Reach(self._endpoint, tls, relay, snapshot=self._gossip.snapshot, contacts=contacts, rng=rng)
         self._stop = anyio.Event()
 

@@ -12,12 +12,12 @@ from corolla.swarm import (
     Contacts,
     Directory,
     Endpoint,
-    Gossip,
     Identity,
     MemoryNetwork,
     SwarmConfig,
     TlsTransport,
-    Watcher,
+    make_presence,
+    make_watcher,
 )
 from corolla.terms import Announcement, ModelId, Span
 
@@ -125,13 +125,13 @@ def claim(endpoint, span=(0, 4), **changes):
 
 
 class Member:
-    """A peer that gossips."""
+    """A peer that takes part in the directory."""
 
     def __init__(self, endpoint, bootstrap, seed, *, serves=True):
         self.serves = serves
         self.endpoint = endpoint
         self.directory = Directory(endpoint.config)
-        self.gossip = Gossip(endpoint, self.directory, Contacts(bootstrap), rng=random.Random(seed))
+        self.gossip = make_presence(endpoint, self.directory, Contacts(bootstrap), rng=random.Random(seed))
         self.scope = anyio.CancelScope()
         self.ready = anyio.Event()
 
@@ -155,4 +155,4 @@ class Member:
 
 
 def watcher(endpoint, bootstrap, seed=0):
-    return Watcher(endpoint, Directory(endpoint.config), Contacts(bootstrap), rng=random.Random(seed))
+    return make_watcher(endpoint, Directory(endpoint.config), Contacts(bootstrap), rng=random.Random(seed))

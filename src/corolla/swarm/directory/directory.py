@@ -21,7 +21,18 @@ import msgspec
 
 from corolla.swarm.config import SwarmConfig
 from corolla.swarm.directory.entry import Entry
-from corolla.swarm.directory.stamps import Body, batches, is_genuine, peer_of, read, read_body, read_stamp, sign, stands
+from corolla.swarm.directory.stamps import (
+    Body,
+    batches,
+    id_of,
+    is_genuine,
+    peer_of,
+    read,
+    read_body,
+    read_stamp,
+    sign,
+    stands,
+)
 from corolla.swarm.identity import Identity
 from corolla.terms import Announcement, Claim, ModelId, PeerId, RelayOffer, Snapshot
 from corolla.wire import Record, Stamp, Suspicion
@@ -37,6 +48,7 @@ Doubt = Literal["suspected", "known", "refuted", "groundless", "forged", "excess
 """What became of a suspicion: taken, as new; known; refuted by a newer stamp; of or by a peer that is not here; not
 signed by its accuser; or of one who has accused too many."""
 
+_HARMLESS: Final[tuple[Verdict, ...]] = ("new", "known", "bodiless")
 _MAX_SUSPICIONS: Final = 1024  # in one message
 _DIGITS: Final = {digit: index for index, digit in enumerate("abcdefghijklmnopqrstuvwxyz234567")}
 _ACCUSATIONS: Final = 8  # of one accuser,
@@ -57,6 +69,7 @@ class Directory:
 
     Attributes:
         verdicts: How many records were merged with which verdict.
+        replayed: How many of the known ones were older than the two newest of their peer.
         doubts: How many suspicions were heard with which result.
     """
 
@@ -75,6 +88,7 @@ class Directory:
         self._accusations: dict[PeerId, deque[float]] = {}
         self._revision = 0
         self.verdicts: Counter[Verdict] = Counter()
+        self.replayed = 0
         self.doubts: Counter[Doubt] = Counter()
 
     def __len__(self) -> int:
@@ -84,6 +98,12 @@ class Directory:
     def revision(self) -> int:
         """A number that rises with every change of the table."""
         return self._revision
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many announcements were dropped, and why; without those that honest peers send twice."""
+        unwanted = {why: count for why, count in self.verdicts.items() if why not in _HARMLESS}
+        return unwanted | ({"replayed": self.replayed} if self.replayed else {})
 
     def merge(self, record: Record, now_s: float) -> Verdict:
         """Take a record into account, if it is genuine and newer than what is here.
@@ -223,6 +243,7 @@ class Directory:
         peer = peer_of(stamp.peer)
         known = self._entries.get(peer)
         if known is not None and (stamp.sequence, record.stamp) <= (known.announcement.sequence, known.record.stamp):
+            self.replayed += self.find(id_of(record)) is None
             return self._hear_again(known, record, now_s)
         has_body = known is not None and known.body.hash == stamp.body
         if record.body is None and not has_body:

@@ -1,4 +1,4 @@
-"""A server's part in the gossip: its links as tasks and channels, its voice, and what it answers to others.
+"""A server's part in the gossip: its links as tasks and channels.
 
 Owns the tasks. What is said on a link is decided in ``directory/exchange.py``, when this server speaks of itself in
 ``directory/voice.py``. Clients take no part; they subscribe (``directory/watcher.py``).
@@ -12,21 +12,18 @@ from functools import partial
 from typing import Final
 
 import anyio
-import msgspec
 
-from corolla.errors import BootstrapFailed, Error, NotAMember, RemoteProtocolError, UsageError, ungrouped
+from corolla.errors import BootstrapFailed, Error, UsageError, ungrouped
 from corolla.swarm.channel import Channel
 from corolla.swarm.directory.directory import Directory
 from corolla.swarm.directory.entry import Entry
 from corolla.swarm.directory.exchange import Exchange
 from corolla.swarm.directory.link import Link
 from corolla.swarm.directory.neighbours import Neighbours, Visit
-from corolla.swarm.directory.view import View
-from corolla.swarm.directory.voice import Voice
+from corolla.swarm.directory.presence import Presence
 from corolla.swarm.endpoint import Endpoint
 from corolla.swarm.finding.contacts import Contact, Contacts
-from corolla.terms import Address, Claim, ModelId, Snapshot
-from corolla.wire import Greeting, Message, News, Ping, Pong, Subscribe, expect
+from corolla.wire import Message, News, Ping, Pong, expect
 
 __all__ = ["Gossip"]
 
@@ -36,8 +33,8 @@ _GATHER_S: Final = 0.005  # so that what is learned in one moment goes into one 
 _REMEMBER_EVERY_S: Final = 30.0
 
 
-class Gossip:
-    """Keeps one server's directory in step with the swarm's, and answers what peers ask of it.
+class Gossip(Presence):
+    """Keeps one server's directory in step with the swarm's by links to a few others.
 
     Args:
         endpoint: How to reach peers, and who this one is.
@@ -56,29 +53,11 @@ class Gossip:
         rng: random.Random,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = endpoint
-        self._config = endpoint.config
+        super().__init__(endpoint, directory, rng=rng, wall_s=wall_s)
         self._contacts = contacts
-        self._rng = rng
-        self._view = View(directory, endpoint.config)
         neighbours = Neighbours(directory, endpoint.peer_id, contacts, endpoint.config, rng)
         self._exchange = Exchange(directory, endpoint.identity, neighbours, endpoint.config, rng)
-        self._voice = Voice(directory, endpoint.identity, endpoint.config, wall_s, rng)
         self._link_ended = anyio.Event()
-
-    @property
-    def view(self) -> View:
-        """What this server sees of the swarm."""
-        return self._view
-
-    def snapshot(self, model: ModelId | None = None) -> Snapshot:
-        """View the announcements that hold now.
-
-        Args:
-            model: Only those of this model; ``None`` for all.
-        """
-        age_s = 0.0 if self._view.in_step_s is None else self._view.age_s  # who is alone knows all there is
-        return self._view.directory.snapshot(anyio.current_time(), model=model, age_s=age_s)
 
     async def join(self) -> None:
         """Learn the swarm's announcements from the first contact that answers.
@@ -115,38 +94,6 @@ class Gossip:
                 + "; ".join(problems)
             )
 
-    async def announce(self, announcement: Claim) -> None:
-        """Say something new of this peer to the swarm at once; it is repeated until :meth:`leave`.
-
-        Args:
-            announcement: The claim. Its sequence does not matter: it gets the next one.
-
-        Raises:
-            FrameTooLarge: If the claim is over the limit of one record.
-        """
-        self._spread(self._voice.announce(self._proved(announcement), anyio.current_time()))
-
-    async def note(self, announcement: Claim) -> None:
-        """Take note of how this peer is; others hear of it soon if it matters to them, else when it is due.
-
-        Args:
-            announcement: The claim. Its sequence does not matter: it gets the next one.
-
-        Raises:
-            FrameTooLarge: If the claim is over the limit of one record.
-        """
-        self._spread(self._voice.note(self._proved(announcement), anyio.current_time()))
-
-    async def move(self, addresses: tuple[Address, ...]) -> None:
-        """Tell the swarm that this peer is reached elsewhere now, if it has said anything of itself.
-
-        Args:
-            addresses: Where.
-        """
-        said = self._voice.truth
-        if said is not None and said.addresses != addresses:
-            await self.announce(msgspec.structs.replace(said, addresses=addresses))
-
     async def leave(self) -> None:
         """Tell everyone that this peer is gone, as far as they can be told within one request's deadline."""
         self._spread(self._voice.leave(anyio.current_time()))
@@ -182,23 +129,10 @@ class Gossip:
             RemoteProtocolError: If it is another message.
             Error: If the answer cannot be sent.
         """
-        match message:
-            case Ping():
-                await channel.send(Pong())
-            case News():
-                await self._keep_link(channel, first=message)
-            case Subscribe():
-                await self._view.serve_subscriber(channel)
-            case Greeting():
-                own = self._endpoint.peer_id[:8]
-                raise NotAMember(f"peer {own} is of a public swarm; to join it, leave your invite out")
-            case _:
-                raise RemoteProtocolError(f"{type(message).__name__} does not begin a conversation about the directory")
-
-    def _proved(self, announcement: Claim) -> Claim:
-        membership = self._endpoint.membership
-        proof = b"" if membership is None else membership.proof
-        return msgspec.structs.replace(announcement, membership=proof)
+        if isinstance(message, News):
+            await self._keep_link(channel, first=message)
+        else:
+            await super().handle(channel, message)
 
     def _spread(self, entry: Entry | None) -> None:
         if entry is not None:

@@ -33,10 +33,12 @@ class Meeting:
         self._endpoint = endpoint
         self._contacts = contacts
         self._host = host
-        self._is_apart = is_apart
         config = endpoint.config
+        self._is_apart = is_apart or config.directory is not None
         has_neighbours = config.lan_interface is not None or not is_loopback(host)
-        self._network = LocalNetwork(config.lan_interface) if config.lan and has_neighbours and not is_apart else None
+        self._network = (
+            LocalNetwork(config.lan_interface) if config.lan and has_neighbours and not self._is_apart else None
+        )
         self._dht = MainlineDht(config) if config.dht else None
         self._stack = AsyncExitStack()
 

@@ -1,4 +1,4 @@
-"""Peers learn of each other's joining, changing, leaving and dying, and a watcher sees it all."""
+"""Peers learn of each other's joining, changing, leaving and dying, and a watcher sees it all, whatever keeps it."""
 
 import contextlib
 import logging
@@ -8,36 +8,27 @@ import msgspec
 import pytest
 
 from corolla.errors import BootstrapFailed, SwarmError
-from corolla.swarm import Contacts, SwarmConfig
+from corolla.swarm import Contacts
 
 from ..conftest import Member, claim, watcher
+from .conftest import QUICK
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 15
-QUICK = SwarmConfig(
-    gossip_interval_s=0.3,
-    ttl_s=2.0,
-    refresh_s=0.4,
-    heartbeat_s=0.05,
-    lost_after_s=1.0,
-    suspect_s=0.5,
-    heal_s=0.2,
-    request_s=1.0,
-    handshake_s=2.0,
-)
 
 
 class Swarm:
     """A few members that run until the test ends."""
 
-    def __init__(self, net, tasks):
+    def __init__(self, net, tasks, config):
         self.net = net
         self.tasks = tasks
+        self.config = config
         self.members = []
 
-    async def add(self, config=QUICK, *, serves=True):
+    async def add(self, *, serves=True):
         bootstrap = self.members[0].endpoint.addresses if self.members else ()
-        member = Member(self.net.endpoint(config), bootstrap, seed=len(self.members), serves=serves)
+        member = Member(self.net.endpoint(self.config), bootstrap, seed=len(self.members), serves=serves)
         self.members.append(member)
         self.tasks.start_soon(member.run, self.net.scheme)
         await member.ready.wait()
@@ -49,16 +40,16 @@ class Swarm:
 
 
 @contextlib.asynccontextmanager
-async def swarm_of(net):
+async def swarm_of(net, config=QUICK):
     with anyio.fail_after(4 * DEADLINE_S):
         async with anyio.create_task_group() as tasks:
-            yield Swarm(net, tasks)
+            yield Swarm(net, tasks, config)
             tasks.cancel_scope.cancel()
 
 
 @contextlib.asynccontextmanager
-async def watching(net, bootstrap):
-    async with net.endpoint(QUICK) as endpoint, anyio.create_task_group() as tasks:
+async def watching(net, bootstrap, config=QUICK):
+    async with net.endpoint(config) as endpoint, anyio.create_task_group() as tasks:
         found = watcher(endpoint, bootstrap)
         tasks.start_soon(found.run)
         yield found
@@ -77,23 +68,23 @@ def peers(*members):
     return {member.endpoint.peer_id for member in members}
 
 
-async def test_peers_that_know_one_of_the_swarm_get_to_know_all(net):
-    async with swarm_of(net) as swarm:
+async def test_peers_that_know_one_of_the_swarm_get_to_know_all(net, kept):
+    async with swarm_of(net, kept) as swarm:
         members = [await swarm.add() for _ in range(3)]
         for member in members:
             await until(member, lambda seen: seen.keys() == peers(*members))
 
 
-async def test_a_peer_that_serves_nothing_helps_others_to_meet(net):
-    async with swarm_of(net) as swarm:
+async def test_a_peer_that_serves_nothing_helps_others_to_meet(net, kept):
+    async with swarm_of(net, kept) as swarm:
         rendezvous = await swarm.add(serves=False)
         members = [await swarm.add() for _ in range(2)]
         for member in (rendezvous, *members):
             await until(member, lambda seen: seen.keys() == peers(*members))
 
 
-async def test_a_change_reaches_all(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_a_change_reaches_all(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(3)]
         for member in members:
             await until(member, lambda seen: seen.keys() == peers(*members))
@@ -103,10 +94,10 @@ async def test_a_change_reaches_all(memory_net):
             await until(member, lambda seen: seen[changed.peer_id].free_tokens == 77)
 
 
-async def test_a_leaver_is_gone_at_once_and_a_dead_one_within_its_ttl(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_a_leaver_is_gone_at_once_and_a_dead_one_within_its_ttl(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(4)]
-        async with watching(swarm.net, members[0].endpoint.addresses) as client:
+        async with watching(swarm.net, members[0].endpoint.addresses, kept) as client:
             await client.wait_for(lambda seen: len(seen.announcements) == 4, DEADLINE_S)
             await members[3].gossip.leave()
             state = {found.peer: found.state for found in members[0].seen().values()}
@@ -117,10 +108,10 @@ async def test_a_leaver_is_gone_at_once_and_a_dead_one_within_its_ttl(memory_net
             assert {found.peer for found in seen.announcements} == peers(*members[:2])
 
 
-async def test_a_watcher_that_loses_its_peer_follows_another(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_a_watcher_that_loses_its_peer_follows_another(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(3)]
-        async with watching(swarm.net, members[0].endpoint.addresses) as client:
+        async with watching(swarm.net, members[0].endpoint.addresses, kept) as client:
             await client.wait_for(lambda seen: len(seen.announcements) == 3, DEADLINE_S)
             await swarm.kill(members[0])
             await members[2].gossip.announce(claim(members[2].endpoint, free_tokens=5))
@@ -128,8 +119,8 @@ async def test_a_watcher_that_loses_its_peer_follows_another(memory_net):
             assert client.age_s < QUICK.lost_after_s
 
 
-async def test_peers_that_were_apart_reconcile(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_peers_that_were_apart_reconcile(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(2)]
         await until(members[0], lambda seen: seen.keys() == peers(*members))
         swarm.net.memory.cut(members[1].endpoint.peer_id)
@@ -138,13 +129,13 @@ async def test_peers_that_were_apart_reconcile(memory_net):
         await until(members[0], lambda seen: seen[members[1].endpoint.peer_id].free_tokens == 9)
 
 
-async def test_a_peer_that_is_overtaken_under_its_own_name_speaks_up(memory_net, caplog):
-    async with swarm_of(memory_net) as swarm:
+async def test_a_peer_that_is_overtaken_under_its_own_name_speaks_up(memory_net, kept, caplog):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(2)]
         victim = members[1].endpoint
         before = members[1].directory.sequence_of(victim.peer_id)
         old = claim(victim, sequence=before + 10**9, span=(4, 8))
-        record = members[1].directory.announce(old, victim.identity, 0.0)
+        record = members[1].directory.announce(old, victim.identity, anyio.current_time())
         members[0].directory.merge(record, anyio.current_time())
         members[1].gossip._voice._said = claim(victim, sequence=before)  # it does not know what was said in its name
         with caplog.at_level(logging.WARNING):
@@ -168,10 +159,10 @@ async def test_a_watcher_without_anyone_to_watch_fails_by_name(memory_net):
             await watcher(endpoint, []).run()
 
 
-async def test_waiting_for_what_does_not_come_ends(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_waiting_for_what_does_not_come_ends(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         member = await swarm.add()
-        async with watching(swarm.net, member.endpoint.addresses) as client:
+        async with watching(swarm.net, member.endpoint.addresses, kept) as client:
             with pytest.raises(SwarmError, match="1 server"):
                 await client.wait_for(lambda seen: len(seen.announcements) > 1, 0.5)
 
@@ -203,8 +194,8 @@ async def test_a_damaged_file_of_peers_costs_only_itself(tmp_path, caplog):
         assert "peers.json" in caplog.text
 
 
-async def test_announcements_travel_as_they_were_signed(memory_net):
-    async with swarm_of(memory_net) as swarm:
+async def test_announcements_travel_as_they_were_signed(memory_net, kept):
+    async with swarm_of(memory_net, kept) as swarm:
         members = [await swarm.add() for _ in range(2)]
         await until(members[1], lambda seen: seen.keys() == peers(*members))
         here, there = (member.seen()[members[0].endpoint.peer_id] for member in members)
