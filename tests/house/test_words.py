@@ -14,7 +14,7 @@ FORBIDDEN = {
     "dummy": ("a fake that works; see testing", ()),
     "expert": ("block", ("blocks", "hub")),  # of a mixture
     "helper": ("a concept's name", ()),
-    "history": ("log", ("gateway", "cli")),  # of a chat
+    "history": ("log", ("gateway", "cli", "monitor")),  # of a chat, of a swarm
     "layer": ("block", ("blocks", "hub", "client", "tuning")),  # where transformers says so
     "manager": ("what it does", ()),
     "misc": ("a concept's name", ()),

@@ -19,6 +19,10 @@ _COMMANDS = {
     "generate": ("corolla.cli.generate", "Continue a text with a model that a swarm serves."),
     "info": ("corolla.cli.info", "Show what a model is, and who serves it."),
     "swarm": ("corolla.cli.swarm", "Look at a swarm; make a private one, and invites to it."),
+    "monitor": (
+        "corolla.cli.monitor",
+        "Show a swarm on a page: its servers, the bottleneck, what happened.",
+    ),
     "config": ("corolla.cli.about", "Show every setting and where its value comes from."),
     "version": ("corolla.cli.about", "Show the versions of Corolla and of what it stands on."),
 }

@@ -24,6 +24,9 @@ MISUSED = 2
 
 _FAILED = 1
 
+_EXTRAS = {"fastapi": "monitor", "prometheus_client": "monitor", "uvicorn": "monitor"}
+"""Where packages belong; others come with torch."""
+
 
 def report_failure(error: BaseException, *, debug: bool) -> int:
     """Say on standard error what went wrong.
@@ -48,7 +51,8 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
     missing = next((cause for cause in causes if isinstance(cause, ModuleNotFoundError)), None)
     is_bug = own is None or isinstance(own, InternalError | LocalProtocolError)
     if missing is not None and not (missing.name or "").startswith("corolla"):
-        message = f"error: this needs the package {missing.name}; install it with: pip install 'corolla[torch]'"
+        extra = _EXTRAS.get((missing.name or "").partition(".")[0], "torch")
+        message = f"error: this needs the package {missing.name}; install it with: pip install 'corolla[{extra}]'"
     elif own is not None and not is_bug:
         message = f"error: {without_controls(own.message)}"
     else:

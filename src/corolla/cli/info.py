@@ -10,12 +10,12 @@ from rich.text import Text
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.flags import Flag, command
-from corolla.cli.look import look_at_swarm
 from corolla.cli.progress import show_progress
 from corolla.cli.servers import server_as_data, show_servers
 from corolla.cli.settings import Settings
 from corolla.errors import UsageError
 from corolla.hub import HubConfig, Progress, open_repository
+from corolla.monitor import look_at_swarm
 from corolla.swarm import SwarmConfig
 from corolla.terms import ModelId, Precision
 

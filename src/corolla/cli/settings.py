@@ -49,6 +49,7 @@ SECTIONS = {
     "light": "corolla.swarm:LightConfig",
     "hub": "corolla.hub:HubConfig",
     "client": "corolla.client:ClientConfig",
+    "monitor": "corolla.monitor:MonitorConfig",
     "chat": "corolla.cli.config:ChatConfig",
     "demo": "corolla.cli.config:DemoConfig",
     "invite": "corolla.cli.config:InviteConfig",

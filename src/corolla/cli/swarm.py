@@ -17,11 +17,11 @@ from corolla.cli.config import InviteConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
-from corolla.cli.look import Look, look_at_swarm, watching
 from corolla.cli.servers import count_servers, server_as_data, show_servers
 from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
 from corolla.errors import Error, UsageError
+from corolla.monitor import Look, look_at_swarm, watching
 from corolla.swarm import Endpoint, Identity, Invite, Revocations, SwarmConfig
 from corolla.swarm.members.invite import describe_time
 from corolla.swarm.members.owner import Issued, OwnedSwarm

@@ -18,6 +18,7 @@ from corolla.swarm import (
     SwarmConfig,
     TlsTransport,
     Watcher,
+    dial_through_relays,
     make_watcher,
 )
 from corolla.terms import Announcement, PeerId, Snapshot
@@ -55,13 +56,17 @@ async def watching(config: SwarmConfig, peers: Sequence[str]) -> AsyncIterator[t
         BootstrapFailed: If no peer answers.
     """
     identity = Identity.generate()
-    endpoint = Endpoint(identity, [TlsTransport(identity, config)], config)
+    tls = TlsTransport(identity, config)
+    endpoint = Endpoint(identity, [tls], config)
+    upgrades = dial_through_relays(endpoint, tls)
     directory = Directory(config, admits=endpoint.admits, wall_s=time.time)
     contacts = Contacts([*peers, *endpoint.invited_to])
     watcher = make_watcher(endpoint, directory, contacts, rng=random.Random())
     with ungrouped():
         async with endpoint, anyio.create_task_group() as tasks:
             tasks.start_soon(watcher.run)
+            if upgrades is not None:
+                tasks.start_soon(upgrades.run)
             await watcher.wait_for(lambda _: True, config.handshake_s)
             yield endpoint, watcher
             tasks.cancel_scope.cancel()
