@@ -28,7 +28,11 @@ from corolla.wire import (
     FrameDecoder,
     Gradients,
     Greeting,
+    HandedOver,
+    HandOver,
     Incoming,
+    Leaving,
+    Load,
     Message,
     News,
     Observe,
@@ -46,6 +50,9 @@ from corolla.wire import (
     Redirected,
     Reserve,
     Reserved,
+    Restore,
+    Restored,
+    Resume,
     SessionOpened,
     SessionState,
     Step,
@@ -71,6 +78,7 @@ SPAN = st.builds(lambda start, size: Span(start, start + size), st.integers(0, 4
 SHAPE = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=4).map(tuple)
 TENSOR = st.builds(TensorMeta, NAME, st.sampled_from(["float32", "bfloat16", "float16"]), SHAPE, COUNT)
 TIMING = st.builds(Timing, SECONDS, SECONDS)
+LOAD = st.builds(Load, COUNT, COUNT)
 PEER = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=52, max_size=52)
 SIGNATURE = st.binary(min_size=64, max_size=64)
 KEY = st.binary(min_size=32, max_size=32)
@@ -113,8 +121,15 @@ MESSAGES = {
         codec=NAME,
         token=st.none() | TOKEN,
         successor=st.none() | SUCCESSOR,
+        key=st.none() | TOKEN,
     ),
-    SessionOpened: st.builds(SessionOpened, lease_s=SECONDS),
+    SessionOpened: st.builds(SessionOpened, lease_s=SECONDS, taken=COUNT),
+    Resume: st.builds(Resume, key=TOKEN, done=COUNT),
+    Leaving: st.builds(Leaving, left_s=SECONDS),
+    HandOver: st.builds(HandOver, heir=SUCCESSOR),
+    HandedOver: st.builds(HandedOver, problem=st.text(max_size=64)),
+    Restore: st.builds(Restore, row=st.integers(0, 1023), start=TOKENS, tensors=tensors(2), logged=st.none() | TENSOR),
+    Restored: st.builds(Restored, lengths=some(TOKENS, 1), number=COUNT),
     Step: st.builds(
         Step,
         starts=some(TOKENS, 1),
@@ -125,8 +140,8 @@ MESSAGES = {
         number=COUNT,
         settled=COUNT,
     ),
-    Output: st.builds(Output, tensors=tensors(1), timing=TIMING, number=COUNT),
-    Done: st.builds(Done, timing=TIMING, number=COUNT),
+    Output: st.builds(Output, tensors=tensors(1), timing=TIMING, number=COUNT, load=st.none() | LOAD),
+    Done: st.builds(Done, timing=TIMING, number=COUNT, load=st.none() | LOAD),
     Expect: st.builds(Expect, token=TOKEN),
     Redirect: st.builds(Redirect, successor=SUCCESSOR),
     Feed: st.builds(Feed, token=TOKEN),

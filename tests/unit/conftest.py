@@ -90,7 +90,9 @@ class Hosts:
         self.all = []
 
     @asynccontextmanager
-    async def host(self, span="0:4", *, family="llama", lease_s=60.0, is_loaded=True, pages=1000, answer=None):
+    async def host(
+        self, span="0:4", *, family="llama", lease_s=60.0, is_loaded=True, pages=1000, answer=None, resume_s=0.2
+    ):
         import random
 
         from corolla.cache import PAGE_TOKENS
@@ -98,7 +100,7 @@ class Hosts:
         from corolla.engine.measure import kv_bytes_per_token
         from corolla.replay import Store
         from corolla.server.handler import Handler
-        from corolla.server.session import Outlet
+        from corolla.server.outlet import Outlet
         from corolla.swarm import Contacts, Directory, Gossip
 
         blocks = await anyio.to_thread.run_sync(cut, family, span)
@@ -111,7 +113,8 @@ class Hosts:
         ):
             contacts = Contacts([host.address for host in self.all[:1]])
             gossip = Gossip(endpoint, Directory(endpoint.config), contacts, rng=random.Random(0))
-            host = Host(endpoint, gossip, Handler(gossip, Outlet(endpoint, Store(1 << 20)), lease_s=lease_s), engine)
+            outlet = Outlet(endpoint, Store(1 << 20), resume_s=resume_s)
+            host = Host(endpoint, gossip, Handler(gossip, outlet, lease_s=lease_s), engine)
             if is_loaded:
                 host.handler.take_over(engine, MODEL)
             await endpoint.listen("memory", "here", 0)
@@ -152,7 +155,7 @@ class Hosts:
         """A client's place in the swarm; enter it."""
         from corolla.client import AsyncSwarm, ClientConfig
 
-        settings = ClientConfig(**{"codec": "raw", "chain_s": 0.2} | config)
+        settings = ClientConfig(**{"codec": "raw", "chain_s": 0.2, "resume_s": 0.2} | config)
         return AsyncSwarm([self.all[0].address], config=settings, transport=self.network.transport)
 
 

@@ -31,6 +31,11 @@ class RowKV:
         """Bytes of memory that the row takes."""
         return sum(keys.nbytes + values.nbytes for keys, values in self._stored.values())
 
+    @property
+    def blocks(self) -> frozenset[int]:
+        """Which blocks have stored anything."""
+        return frozenset(self._stored)
+
     def append(self, block: int, key_HTD: torch.Tensor, value_HTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a block's keys and values of new tokens behind those of the row.
 
@@ -68,6 +73,21 @@ class RowKV:
             if keys_HLD.shape[1] > capacity:
                 self._stored[block] = (keys_HLD[:, :capacity].clone(), values_HLD[:, :capacity].clone())
         self.length = length
+
+    def read(self, block: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy some tokens' keys and values in one block ``[H, T, D]``, to the host's memory.
+
+        Args:
+            block: Which block.
+            start: The first token.
+            stop: One past the last token; no more than the row has.
+        """
+        assert start < stop <= self.length, f"tokens {start}:{stop} of a row of {self.length} were asked for"
+        keys_HLD, values_HLD = self._stored[block]
+        return (
+            keys_HLD[:, start:stop].to("cpu", copy=True).contiguous(),
+            values_HLD[:, start:stop].to("cpu", copy=True).contiguous(),
+        )
 
     def fork(self) -> "RowKV":
         """Copy the row, for a beam that goes on from it."""

@@ -76,6 +76,13 @@ class ClientConfig:
     chain_tokens: int = field(
         default=256, metadata={"help": "tokens that each chain gets at least when a batch is split", "unit": "tokens"}
     )
+    resume_s: float = field(
+        default=10.0,
+        metadata={
+            "help": "how long a session waits for this machine's own connection to come back, if nobody can be reached",
+            "unit": "seconds",
+        },
+    )
     chain_s: float = field(
         default=10.0,
         metadata={"help": "how long to wait for missing blocks or busy servers before giving up", "unit": "seconds"},

@@ -16,7 +16,7 @@ import anyio
 
 from corolla.client.config import ClientConfig
 from corolla.client.gather import gather
-from corolla.client.measuring import measure_often
+from corolla.client.measuring import any_answers, measure_often
 from corolla.errors import Error, NoChain, NotAMember, SwarmError, ungrouped
 from corolla.routing import (
     Bans,
@@ -157,9 +157,13 @@ class AsyncSwarm:
         """Give the present view of the swarm."""
         return self._watcher.snapshot()
 
-    def dial(self, hop: Hop) -> AbstractAsyncContextManager[Channel]:
-        """Open a channel to a hop's peer, or take an idle one."""
-        return self._endpoint.channel(hop.peer, hop.addresses)
+    def dial(self, hop: Hop, *, is_new: bool = False) -> AbstractAsyncContextManager[Channel]:
+        """Open a channel to a hop's peer, or take an idle one unless it must be new."""
+        return self._endpoint.channel(hop.peer, hop.addresses, is_new=is_new)
+
+    async def reaches_anybody(self, within_s: float) -> bool:
+        """Say whether any server can be reached at all; if not, this machine's own connection is lost."""
+        return await any_answers(self._endpoint, self.snapshot().announcements, within_s)
 
     async def find_chain(self, demand: Demand, *, wait_s: float | None = None) -> Chain:
         """Choose the chain of least predicted time; if blocks are missing, wait a while for a server that brings them.
@@ -212,6 +216,10 @@ class AsyncSwarm:
         self.praise(peer)
         self._experience.note(peer, work, time.monotonic(), self._pings.rtt_s(peer))
 
+    def forget_load(self, peer: PeerId) -> None:
+        """Believe no longer what a peer has said of its load, as a session has left it since."""
+        self._experience.forget_load(peer)
+
     def blame(self, peer: PeerId, error: Error) -> None:
         """Keep away from a peer for as long as the error says."""
         self._bans.ban(peer, error.ban_s, time.monotonic())
@@ -230,6 +238,7 @@ class AsyncSwarm:
 
         def is_covered(snapshot: Snapshot) -> bool:
             known = self._known()
+            snapshot = self._experience.freshen(snapshot, time.monotonic())
             for banned in (self._bans.banned(time.monotonic()), frozenset()):
                 try:
                     chosen.append(find(snapshot, replace(demand, avoid=banned.union(demand.avoid)), known))
@@ -346,7 +355,7 @@ class ModelRouter:
         while True:
             now_s = time.monotonic()
             busy = {peer: until_s - now_s for peer, until_s in self._busy_until_s.items() if until_s > now_s}
-            demand = replace(self._demand, span=self.span, avoid=self._failed.union(busy))
+            demand = replace(self._demand, span=self.span, avoid=self._failed.union(busy, self._demand.avoid))
             left_s = self._swarm.config.chain_s
             if self._patient_until_s is not None:
                 left_s = max(0.0, self._patient_until_s - now_s)

@@ -11,7 +11,15 @@ import anyio
 import torch
 
 from corolla.codec import decode
-from corolla.errors import CodecError, Error, PeerMisbehaved, PeerTimeout, RemoteProtocolError
+from corolla.errors import (
+    CodecError,
+    Error,
+    PeerLost,
+    PeerMisbehaved,
+    PeerTimeout,
+    PeerUnreachable,
+    RemoteProtocolError,
+)
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
 from corolla.terms import Hop, PeerId
@@ -21,11 +29,14 @@ from corolla.wire import (
     CloseSession,
     Expect,
     Gradients,
+    HandedOver,
+    HandOver,
     Message,
     OpenSession,
     Output,
     Redirect,
     Redirected,
+    Resume,
     SessionOpened,
     SessionState,
     Step,
@@ -45,17 +56,19 @@ class HopSession:
     Args:
         hop: Which hop.
         channel: A channel to its peer, for this session alone.
-        token: What the hop before knows to feed it.
+        opening: What was asked of it.
 
     Attributes:
+        token: What the hop before knows to feed it.
         is_restored: Whether it has taken a step, and so has stored all that came before.
         done: The last step that it says it has taken.
         failure: What has ended the conversation.
     """
 
-    def __init__(self, hop: Hop, channel: Channel, token: bytes | None) -> None:
+    def __init__(self, hop: Hop, channel: Channel, opening: OpenSession) -> None:
         self.hop = hop
-        self.token = token
+        self.token = opening.token
+        self._key = opening.key
         self.is_restored = False
         self.done = 0
         self.failure: Error | None = None
@@ -63,6 +76,8 @@ class HopSession:
         self._state = SessionState("client")
         self._life = AsyncExitStack()
         self._acknowledged = anyio.Event()
+        self._handed_over = anyio.Event()
+        self._problem = ""
         self._listening = anyio.CancelScope()
         self._ended = anyio.Event()
         self._redirects = 0
@@ -84,7 +99,7 @@ class HopSession:
         """
         async with AsyncExitStack() as life:
             channel = await life.enter_async_context(dialling)
-            session = cls(hop, channel, opening.token)
+            session = cls(hop, channel, opening)
             session._state.sent(opening)
             received = await channel.request(opening, expected=SessionOpened, deadline_s=limit_s)
             session._state.received(received.message)
@@ -95,6 +110,46 @@ class HopSession:
     def is_alive(self) -> bool:
         """Whether the session stands and, as far as can be told without asking, the server as well."""
         return self._state.state == "open" and self.failure is None
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether the server may still hold the session though the stream has broken."""
+        return self.is_restored and self._key is not None and isinstance(self.failure, PeerLost)
+
+    async def resume(self, dialling: AbstractAsyncContextManager[Channel], *, limit_s: float) -> int:
+        """Go on over another stream; :meth:`listen` must run again from then on.
+
+        Args:
+            dialling: How to reach the server.
+            limit_s: Limit for all of this.
+
+        Returns:
+            The last step that the server has taken.
+
+        Raises:
+            Error: What the server said, or how it failed.
+        """
+        self._listening.cancel()
+        await self._ended.wait()
+        async with AsyncExitStack() as life:
+            with anyio.move_on_after(limit_s) as limit:
+                channel = await life.enter_async_context(dialling)
+            if limit.cancelled_caught:
+                raise PeerUnreachable(f"peer {self.hop.peer[:8]} was not reached within {limit_s:g} s")
+            state = SessionState("client")
+            resume = Resume(key=self._key or b"", done=self.done)
+            state.sent(resume)
+            received = await channel.request(resume, expected=SessionOpened, deadline_s=limit_s)
+            state.received(received.message)
+            state.rows = self._state.rows
+            await self._channel.aclose()
+            await self._life.aclose()
+            self._channel, self._state, self._life = channel, state, life.pop_all()
+        self.failure = None
+        self._redirects = 0
+        self._listening = anyio.CancelScope()
+        self._ended = anyio.Event()
+        return received.message.taken
 
     async def listen(self, hear: "Callable[[HopSession, Received[Message] | Error], Awaitable[None]]") -> None:
         """Hear the server until the session is over.
@@ -116,6 +171,9 @@ class HopSession:
                 match received.message:
                     case Ack():
                         self._acknowledged.set()
+                    case HandedOver() as answer:
+                        self._problem = answer.problem
+                        self._handed_over.set()
                     case Redirected():
                         self._redirects -= 1
                     case Step() if self._redirects:
@@ -126,6 +184,8 @@ class HopSession:
         except Error as error:
             error.peer = error.peer or self.hop.peer
             self.failure = error
+            self._acknowledged.set()
+            self._handed_over.set()
             await hear(self, error)
 
     async def send(self, step: Step, payload: Buffer, limit_s: float) -> None:
@@ -144,11 +204,21 @@ class HopSession:
         """
         self._acknowledged = anyio.Event()
         await self._say(Expect(token=token), limit_s)
-        with anyio.move_on_after(limit_s) as limit:
-            await self._acknowledged.wait()
-        if limit.cancelled_caught:
-            raise PeerTimeout(f"peer {self.hop.peer[:8]} did not answer within {limit_s:g} s", peer=self.hop.peer)
+        await self._wait_for(self._acknowledged, limit_s)
         self.token = token
+
+    async def hand_over(self, heir: Successor, limit_s: float) -> None:
+        """Let the server give another what it holds, or what has changed since; returns once it has sent that.
+
+        Raises:
+            PeerUnreachable: If it cannot.
+            Error: If it could not be told, or does not answer in time.
+        """
+        self._handed_over = anyio.Event()
+        await self._say(HandOver(heir=heir), limit_s)
+        await self._wait_for(self._handed_over, limit_s)
+        if self._problem:
+            raise PeerUnreachable(f"peer {self.hop.peer[:8]} could not hand over: {self._problem}", peer=heir.peer)
 
     async def redirect(self, successor: Successor, limit_s: float) -> None:
         """Let the hop give another one all that it has sent to the one behind it.
@@ -174,12 +244,21 @@ class HopSession:
             with anyio.move_on_after(_CLOSE_S):
                 await self._ended.wait()
 
+    async def _wait_for(self, answered: anyio.Event, limit_s: float) -> None:
+        with anyio.move_on_after(limit_s) as limit:
+            await answered.wait()
+        if limit.cancelled_caught:
+            raise PeerTimeout(f"peer {self.hop.peer[:8]} did not answer within {limit_s:g} s", peer=self.hop.peer)
+        if self.failure is not None:
+            raise self.failure
+
     async def _say(self, message: Message, limit_s: float, payload: Sequence[Buffer] = ()) -> None:
         self._state.sent(message)
         try:
             await self._channel.send(message, payload, deadline_s=limit_s)
         except Error as error:
             error.peer = error.peer or self.hop.peer
+            self.failure = self.failure or error
             raise
 
 

@@ -12,6 +12,7 @@ import torch
 
 from corolla.client.directory import AsyncSwarm, Target
 from corolla.client.live_chain import LiveChain
+from corolla.client.need import Need
 from corolla.client.retry import try_chains
 from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
 from corolla.codec import check_preference
@@ -57,9 +58,7 @@ class Session:
     ) -> None:
         check_preference(target.codec)
         self._swarm = swarm
-        self._hops = LiveChain(
-            swarm, target, rows=rows, max_tokens=max_tokens, prompt_tokens=prompt_tokens, token_bytes=token_bytes
-        )
+        self._hops = LiveChain(swarm, Need(target, rows, max_tokens, prompt_tokens, token_bytes))
         self._is_open = False
         self._ended = ""
         self.timings: tuple[HopTiming, ...] = ()
@@ -81,9 +80,10 @@ class Session:
             NoChain: If some blocks have no server with room for the session.
             Error: What the last server said, after ``config.attempts`` chains.
         """
-        self._hops.begin()
         try:
-            await self._try(self._hops.fill)
+            async with self._hops.stepping:
+                self._hops.begin()
+                await self._try(self._hops.fill)
         except BaseException:
             await self._hops.close()
             raise
@@ -108,17 +108,18 @@ class Session:
             raise self._closed()
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
         walk = _Walk([*tokens.pieces(min(limit_tokens, self._swarm.config.piece_tokens))], tuple(taps))
-        mark = self._hops.begin()
-        try:
-            await self._try(partial(self._go, walk))
-        except Error:
-            await self._hops.rollback(mark)
-            raise
-        except BaseException:
-            self._ended = "a step was interrupted"
-            with anyio.CancelScope(shield=True):  # bounded: see HopSession.close
-                await self.close()
-            raise
+        async with self._hops.stepping:
+            mark = self._hops.begin()
+            try:
+                await self._try(partial(self._go, walk))
+            except Error:
+                await self._hops.rollback(mark)
+                raise
+            except BaseException:
+                self._ended = "a step was interrupted"
+                with anyio.CancelScope(shield=True):  # bounded: see HopSession.close
+                    await self.close()
+                raise
         self.timings = tuple(walk.timings[start] for start in sorted(walk.timings))
         return walk.result()
 

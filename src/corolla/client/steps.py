@@ -2,6 +2,7 @@
 
 # N packed tokens, D model width
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,9 +11,9 @@ import torch
 
 from corolla.routing import Work
 from corolla.terms import Hop
-from corolla.wire import Step, Timing
+from corolla.wire import Done, Output, Step, Timing
 
-__all__ = ["Answer", "HopTiming", "Replay", "StepResult", "StepTokens", "work_done"]
+__all__ = ["Answer", "HopTiming", "Pace", "Replay", "StepResult", "StepTokens"]
 
 
 class HopTiming(NamedTuple):
@@ -102,22 +103,42 @@ class StepTokens:
             yield StepTokens(self.hidden_ND[first:last], tuple(starts), tuple(counts), order)
 
 
-def work_done(hop: Hop, step: Step, timing: Timing, total_s: float | None) -> Work:
-    """Say what a hop has done for a step whose outputs are pushed.
+class Pace:
+    """How long each hop takes for steps whose outputs are pushed, told by when something was last heard of a step."""
 
-    Args:
-        hop: Which hop.
-        step: The step.
-        timing: What the hop says of its time.
-        total_s: From what was heard of the step before this hop to what the hop says of it, if nothing came between.
-    """
-    return Work(
-        blocks=len(hop.span),
-        tokens=sum(step.counts),
-        is_decode=max(step.counts) == 1,
-        nbytes=0,
-        total_s=total_s,
-        queue_s=timing.queue_s,
-        compute_s=timing.compute_s,
-        is_pushed=True,
-    )
+    def __init__(self) -> None:
+        self._passed_s: dict[int, float] = {}
+
+    def begin(self, number: int) -> None:
+        """Note that a step was sent."""
+        self._passed_s[number] = time.perf_counter()
+
+    def forget(self) -> None:
+        """Note that what comes next was disturbed."""
+        self._passed_s.clear()
+
+    def settle(self, number: int) -> None:
+        """Note that nothing more will be heard of the steps up to this one."""
+        self._passed_s = {step: at_s for step, at_s in self._passed_s.items() if step > number}
+
+    def work(self, hop: Hop, step: Step, answer: Done | Output) -> Work:
+        """Say what a hop has done for a step, and how long it took; how far away it is, pings tell.
+
+        Args:
+            hop: Which hop.
+            step: The step.
+            answer: What the hop says of it.
+        """
+        now_s, passed_s = time.perf_counter(), self._passed_s.get(step.number)
+        self._passed_s[step.number] = now_s
+        return Work(
+            blocks=len(hop.span),
+            tokens=sum(step.counts),
+            is_decode=max(step.counts) == 1,
+            nbytes=0,
+            total_s=None if passed_s is None else now_s - passed_s,
+            queue_s=answer.timing.queue_s,
+            compute_s=answer.timing.compute_s,
+            is_pushed=True,
+            load=None if answer.load is None else (answer.load.free_tokens, answer.load.sessions),
+        )

@@ -8,6 +8,7 @@ Owns the KV pool, whose accounts it keeps on the event loop, and the worker, whi
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -16,9 +17,10 @@ import torch
 
 from corolla.blocks import BlockSpan
 from corolla.cache import PAGE_TOKENS, PagePool, RowKV
+from corolla.engine.carry import read_row, restore_row, token_bytes
 from corolla.engine.checks import check_blocks, check_context, check_forward, check_step, check_taps
 from corolla.engine.config import EngineConfig
-from corolla.engine.measure import ObservedSpeed, free_bytes, kv_bytes_per_token, measure_speed
+from corolla.engine.measure import ObservedSpeed, PageCost, free_bytes, measure_speed, page_cost
 from corolla.engine.work import FamilyRow, ForwardWork, Result, Row, SessionRows, StepWork
 from corolla.engine.worker import Worker
 from corolla.errors import PeerBusy, UsageError
@@ -64,6 +66,7 @@ class Engine:
         self._can_rewind = span.can_rewind
         self._worker = Worker(span, config)
         self._pool = PagePool(0)
+        self._cost = PageCost(0.0, {}, span.dtype)
         self._closed = anyio.Event()
         self._observed = ObservedSpeed(len(span.span))
         self._queue_s = 0.0
@@ -71,16 +74,16 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         """Settle how much KV there is, and start to compute."""
-        token_bytes = await anyio.to_thread.run_sync(kv_bytes_per_token, self.span)
+        self._cost = await anyio.to_thread.run_sync(page_cost, self.span)
         kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
-        self._pool = PagePool(max(1, int(kv_bytes // (token_bytes * PAGE_TOKENS))))
+        self._pool = PagePool(max(1, int(kv_bytes // (self._cost.token_bytes * PAGE_TOKENS))))
         event(
             _LOG,
             "engine started",
             span=self.span.span,
             packed=self.span.is_packable,
             kv_tokens=self._pool.pages * PAGE_TOKENS,
-            kv_bytes_per_token=token_bytes,
+            kv_bytes_per_token=self._cost.token_bytes,
         )
         self._worker.start()
         return self
@@ -239,6 +242,44 @@ class Engine:
         check_taps(taps, blocks)
         check_forward(work, self.context_tokens)
         return await self._wait(work, self._put(work))
+
+    def token_bytes(self, session: SessionRows) -> int:
+        """Say how many bytes of keys and values one token of a session's row has; 0 if they cannot be read."""
+        return token_bytes(session, self._cost)
+
+    def read(self, session: SessionRows, row: int, start: int, stop: int) -> list[torch.Tensor]:
+        """Copy some tokens of a row out of the engine; see :func:`corolla.engine.carry.read_row`.
+
+        Raises:
+            SessionClosed: If the session has ended.
+            UsageError: If a step has the rows, or the family keeps a cache of its own.
+        """
+        return read_row(session, row, start, stop)
+
+    def restore(self, session: SessionRows, row: int, start: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Take tokens in that another engine has computed; see :func:`corolla.engine.carry.restore_row`.
+
+        Raises:
+            SessionClosed: If the session has ended.
+            UsageError: If they are not what this engine would have stored, or do not follow what it has.
+            CacheFull: If the pool has no room for them.
+        """
+        restore_row(session, row, start, tensors, self._cost, self.span.device)
+
+    def shorten(self, session: SessionRows, lengths: Sequence[int]) -> None:
+        """Forget what rows have beyond these lengths.
+
+        Raises:
+            SessionClosed: If the session has ended.
+            UsageError: If a step has the rows, or one is shorter.
+        """
+        rows = session.idle_rows()
+        if any(length > row.length for row, length in zip(rows, lengths, strict=True)):
+            raise UsageError(f"rows of {[row.length for row in rows]} tokens cannot be shortened to {[*lengths]}")
+        for row, length in zip(rows, lengths, strict=True):
+            if length < row.length:
+                row.commit(length)
+        session.lease.hold(lengths)
 
     def check_integrity(self) -> None:
         """Verify the KV pool's accounts.

@@ -7,9 +7,10 @@ and a row that nobody continues is forgotten with its bytes.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
-from corolla.codec import splice
+from corolla.codec import Encoded, splice
 from corolla.replay.store import Sent
 from corolla.wire import Buffer, Step
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
@@ -94,6 +95,43 @@ class Log:
             first += count
         self.rows = tuple(noted)
 
+    def take(self, row: int, start: int, sent: Sent) -> None:
+        """Write down some tokens of one row that another server has sent; what the row had from there on is forgotten.
+
+        Args:
+            row: Which row.
+            start: How many tokens come before them.
+            sent: Their tensor.
+        """
+        count = sent.meta.shape[0]
+        trail = Trail(_cut(self.rows[row], start), sent, 0, count, start + count)
+        self.rows = (*self.rows[:row], trail, *self.rows[row + 1 :])
+
+    def shorten(self, lengths: Sequence[int]) -> None:
+        """Forget what rows have beyond these lengths."""
+        self.rows = tuple(_cut(row, length) for row, length in zip(self.rows, lengths, strict=True))
+
+    def part(self, row: int, start: int, stop: int) -> Encoded:
+        """Give some tokens of a row, the very bytes: from ``start`` on, at most to ``stop``, as far as one tensor can.
+
+        Args:
+            row: Which row.
+            start: The first token, which the row has.
+            stop: One past the last token that is wanted.
+        """
+        pieces: list[Trail] = []
+        trail = _cut(self.rows[row], stop)
+        while trail is not None and trail.length > start:
+            pieces.append(trail)
+            trail = trail.before
+        pieces.reverse()
+        alike = [*takewhile(lambda piece: _kind(piece) == _kind(pieces[0]), pieces)]
+        parts = []
+        for piece in alike:
+            skipped = max(0, start - (piece.length - piece.tokens))
+            parts.append((piece.sent.meta, piece.sent.payload, piece.first + skipped, piece.first + piece.tokens))
+        return splice(parts)
+
     def settle(self, number: int) -> None:
         """Note that no step up to this one will be asked for again."""
         while self._recent and self._recent[0].step.number <= number:
@@ -103,6 +141,11 @@ class Log:
         """Come back to rows as they were, with no step to be asked for again."""
         self.rows = rows
         self._recent.clear()
+
+    def recent(self) -> Iterator[tuple[Step, Buffer]]:
+        """Give the steps that may be asked for again, as they were sent."""
+        for recent in self._recent:
+            yield recent.step, recent.sent.payload
 
     def replay(self, limit_tokens: int) -> Iterator[tuple[Step, Buffer]]:
         """Give the steps that bring an empty session to where the log is, with the very bytes that were sent.
@@ -122,8 +165,7 @@ class Log:
             )
             yield Step(starts=tuple(starts), counts=tuple(counts), hidden=encoded.meta), b"".join(encoded.buffers)
             starts = [start + count for start, count in zip(starts, counts, strict=True)]
-        for recent in self._recent:
-            yield recent.step, recent.sent.payload
+        yield from self.recent()
 
 
 def replay_tokens(log: Log) -> int:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from msgspec import structs
+
 from corolla.routing.costs import Measured
-from corolla.terms import PeerId
+from corolla.terms import PeerId, Snapshot
 
 __all__ = ["Experience", "Work"]
 
@@ -14,6 +16,8 @@ _KEPT_S = 600.0
 """How long what was measured counts; then a server gets another chance to be what it claims."""
 _QUEUE_HALVED_S = 30.0
 """A queue that was met is believed to be half as long after so much time."""
+_LIVE_S = 5.0
+"""How long a server's word on its load counts for more than its announcement, which is refreshed this often."""
 _MOST_PEERS = 4096
 _BANDWIDTH_BYTES = 1 << 16
 """Fewer bytes tell nothing about bandwidth."""
@@ -32,6 +36,7 @@ class Work(NamedTuple):
         queue_s: For how long the work waited there, as the server says.
         compute_s: How long it took to compute, as the server says.
         is_pushed: Whether its input came from another server.
+        load: What it says of its free KV tokens and of its open sessions at the moment, if it does.
     """
 
     blocks: int
@@ -42,10 +47,17 @@ class Work(NamedTuple):
     queue_s: float
     compute_s: float
     is_pushed: bool = False
+    load: tuple[int, int] | None = None
 
 
 class _Met(NamedTuple):
     measured: Measured
+    at_s: float
+
+
+class _Live(NamedTuple):
+    free_tokens: int
+    sessions: int
     at_s: float
 
 
@@ -59,6 +71,7 @@ class Experience:
 
     def __init__(self) -> None:
         self._met: dict[PeerId, _Met] = {}
+        self._live: dict[PeerId, _Live] = {}
 
     def note(self, peer: PeerId, work: Work, now_s: float, ping_s: float | None = None) -> None:
         """Take a piece of work into account.
@@ -89,8 +102,32 @@ class Experience:
                 bytes_per_s = 1 / _average(bytes_per_s and 1 / bytes_per_s, sending_s / work.nbytes)
         measured = Measured(rtt_s, _average(known.queue_s, queue_s), decode_s, prefill_s, bytes_per_s)
         self._met[peer] = _Met(measured, now_s)
+        if work.load is not None:
+            self._live[peer] = _Live(*work.load, now_s)
         if len(self._met) > _MOST_PEERS:
             del self._met[next(iter(self._met))]  # the one used longest ago
+
+    def forget_load(self, peer: PeerId) -> None:
+        """Forget what a peer has said of its load, because that has changed."""
+        self._live.pop(peer, None)
+
+    def freshen(self, snapshot: Snapshot, now_s: float) -> Snapshot:
+        """Put what servers have just said of their load in the place of what they had announced.
+
+        Args:
+            snapshot: What they had announced.
+            now_s: The present.
+        """
+        self._live = {peer: live for peer, live in self._live.items() if now_s - live.at_s < _LIVE_S}
+        if not self._live:
+            return snapshot
+        announcements = tuple(
+            structs.replace(one, free_tokens=live.free_tokens, sessions=live.sessions)
+            if (live := self._live.get(one.peer))
+            else one
+            for one in snapshot.announcements
+        )
+        return structs.replace(snapshot, announcements=announcements)
 
     def known(self, rtts_s: Mapping[PeerId, float], now_s: float) -> dict[PeerId, Measured]:
         """Give what is known of peers.

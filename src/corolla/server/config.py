@@ -34,6 +34,13 @@ class ServerConfig:
     lease_s: float = field(
         default=600.0, metadata={"help": "a session that says nothing for so long loses its pages", "unit": "seconds"}
     )
+    resume_s: float = field(
+        default=30.0,
+        metadata={
+            "help": "how long a session whose stream broke waits for its client, if nobody else needs its pages",
+            "unit": "seconds",
+        },
+    )
     log_bytes: int = field(
         default=1 << 30,
         metadata={
@@ -78,7 +85,7 @@ class ServerConfig:
             raise ConfigError(
                 f"new_swarm starts a swarm, and peers, {self.peers[0]}, are of one to join; give one of them"
             )
-        for name in ("lease_s", "look_s"):
+        for name in ("lease_s", "look_s", "resume_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
         if self.log_bytes < 1:

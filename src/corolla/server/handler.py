@@ -6,13 +6,18 @@ the span came to be served.
 
 # B batch, T tokens, D model width, N packed tokens
 
+from contextlib import suppress
+
 import anyio
 import torch
 
 from corolla.codec import check_preference
 from corolla.engine import Engine, SessionRows
 from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
-from corolla.server.session import Outlet, ServedSession, decode_tensors, encode_tensors
+from corolla.server.line import Line
+from corolla.server.outlet import Outlet
+from corolla.server.session import ServedSession
+from corolla.server.tensors import decode_tensors, encode_tensors
 from corolla.swarm import Channel, Presence, Reach, check_may_use
 from corolla.terms import ModelId
 from corolla.wire import (
@@ -24,8 +29,8 @@ from corolla.wire import (
     OpenSession,
     Output,
     ReachMessage,
+    Resume,
     SessionOpened,
-    SessionState,
     Timing,
 )
 from corolla.wire.frames import Buffer
@@ -82,6 +87,8 @@ class Handler:
                     await self._serve_session(channel, message)
                 case Forward() | Backward() as message:
                     await self._serve_request(channel, message, received.payload, received.deadline_s)
+                case Resume() as message:
+                    await self._resume_session(channel, message)
                 case Feed() as message:
                     await self._serve_feed(channel, message)
                 case ReachMessage() as message if self._reach is not None:
@@ -105,8 +112,7 @@ class Handler:
             await channel.send(reply, buffers, deadline_s=deadline_s)
 
     async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
-        state = SessionState("server")
-        state.received(opening)
+        line = Line(channel, opening, step_s=self._outlet.step_s, resume_s=self._outlet.resume_s)
         try:
             check_may_use(channel)
             engine = self._engine_for(opening)
@@ -114,13 +120,11 @@ class Handler:
         except Error as error:
             await channel.send(Failure.of(error))
             return
-        session = ServedSession(channel, opening, engine, rows, self._outlet)
+        session = ServedSession(line, opening, engine, rows, self._outlet)
         self._sessions.add(session)
         try:
-            opened = SessionOpened(lease_s=self._lease_s)
-            state.sent(opened)
-            await channel.send(opened)
-            await session.run(state, self._lease_s)
+            await line.tell(SessionOpened(lease_s=self._lease_s))
+            await session.run(self._lease_s)
         finally:
             self._sessions.remove(session)
             engine.close_session(rows)
@@ -129,7 +133,40 @@ class Handler:
         check_preference(opening.codec)
         if self.is_draining:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
-        return engine.open_session(opening.span, opening.rows, opening.max_tokens)
+        while True:
+            try:
+                return engine.open_session(opening.span, opening.rows, opening.max_tokens)
+            except PeerBusy:  # room is for who is here
+                parked = next((one for one in self._sessions if one.line.is_parked and one.engine is engine), None)
+                if parked is None:
+                    raise
+                parked.line.is_parked = False
+                parked.line.give_up()
+                engine.close_session(parked.rows)
+
+    async def _resume_session(self, channel: Channel, resume: Resume) -> None:
+        """Let a client go on with its session on another stream."""
+        found = [one for one in self._sessions if one.line.key == resume.key and one.line.peer == channel.peer]
+        try:
+            check_may_use(channel)
+            if not found or found[0].rows.ended:
+                raise SessionExpired("the session is over; open another one")
+        except Error as error:
+            await channel.send(Failure.of(error))
+            return
+        (session,) = found
+        await session.line.resume(channel, resume, SessionOpened(lease_s=self._lease_s, taken=session.taken))
+
+    async def ask_to_leave(self, engine: Engine, left_s: float) -> None:
+        """Tell the clients of an engine's sessions that it will be gone, so that they move.
+
+        Args:
+            engine: Which.
+            left_s: How long it still computes.
+        """
+        async with anyio.create_task_group() as tasks:
+            for session in [one for one in self._sessions if one.engine is engine]:
+                tasks.start_soon(_tell_of_leaving, session, left_s)
 
     async def _serve_feed(self, channel: Channel, feed: Feed) -> None:
         """Let the hop before feed a session, until it is over or fed by another."""
@@ -150,6 +187,11 @@ class Handler:
                 f"{engine.span.span} of model {model[:12]}; look at the swarm again"
             )
         return engine
+
+
+async def _tell_of_leaving(session: ServedSession, left_s: float) -> None:
+    with suppress(Error), anyio.move_on_after(left_s):
+        await session.leave(left_s)
 
 
 def _too_late(deadline_s: float | None) -> PeerTimeout:

@@ -20,8 +20,8 @@ from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, open_model
+from corolla.server.outlet import Outlet
 from corolla.server.rebalancing import Rebalancer
-from corolla.server.session import Outlet
 from corolla.server.speeds import SpeedFile, scaled
 from corolla.server.successors import Successors
 from corolla.server.tenure import Tenure
@@ -113,7 +113,10 @@ class Server:
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         self._handler = Handler(
-            self._gossip, Outlet(self._endpoint, Store(config.log_bytes)), lease_s=config.lease_s, reach=self._reach
+            self._gossip,
+            Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s),
+            lease_s=config.lease_s,
+            reach=self._reach,
         )
         self._model: Model | None = None
         self._tenure: Tenure | None = None
@@ -220,7 +223,7 @@ class Server:
             await reach("draining")
             if self._tenure is not None and self._engine is not None:
                 await self._remember_speed(self._engine, model, self._tenure.span)
-                await self._tenure.end(self.config.drain_s)
+                await self._drain(self._tenure)
             await self._gossip.leave()
             tasks.cancel_scope.cancel()
 
@@ -275,18 +278,24 @@ class Server:
                 await self._announce("online")
             else:
                 if old is not None:
-                    life.tasks.start_soon(old.end, self.config.drain_s)
+                    life.tasks.start_soon(self._drain, old)
             return
         self._handler.is_draining = True
         await self._announce("draining")
         if old is not None:
-            await old.end(self.config.drain_s)
+            await self._drain(old)
         self._handler.release()
         self._tenure = self._engine = self._next_span = None
         self.span = span
         await self._expect_speed(model, span)
         await self._announce("joining")
         await self._serve_span(life, model, span)
+
+    async def _drain(self, tenure: Tenure) -> None:
+        """Let sessions move to other servers, or finish."""
+        if tenure.engine is not None:
+            await self._handler.ask_to_leave(tenure.engine, self.config.drain_s)
+        await tenure.end(self.config.drain_s)
 
     async def _settle_speed(self, engine: Engine, model: Model, span: Span) -> None:
         """Let the engine know its speed from the last time, or else measure it."""

@@ -1,27 +1,30 @@
 """A session on a server: where its steps come from, and where what becomes of them goes.
 
 Steps come from the client, or from the hop before on a stream of its own; they are taken one after another. Outputs go
-to the hop behind, and what was sent there is kept, so that another can be given it; the client hears of every step.
+to the hop behind, and what was sent there is kept, so that another can be given it; the client hears of every step. A
+client whose stream breaks may come back on another one.
 """
 
 # N packed tokens
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
 import torch
+from anyio.abc import TaskGroup
 from msgspec import structs
 
-from corolla.codec import decode, encode
+from corolla.codec import encode
 from corolla.engine import Engine, Result, SessionRows
-from corolla.errors import Error, PeerTimeout, PeerUnreachable, SessionExpired, UsageError
-from corolla.replay import Log, Store, replay_tokens
-from corolla.swarm import Channel, Endpoint, Received
+from corolla.errors import Error, PeerTimeout, RemoteProtocolError, SessionExpired, UsageError, ungrouped
+from corolla.replay import Log, replay_tokens
+from corolla.server.handover import Handover, take_over_rows
+from corolla.server.line import Line
+from corolla.server.outlet import FeedTo, Outlet
+from corolla.server.tensors import decode_tensors, encode_tensors
+from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
 from corolla.wire import (
     Ack,
@@ -32,48 +35,35 @@ from corolla.wire import (
     Expect,
     Failure,
     Feed,
+    HandedOver,
+    HandOver,
+    Leaving,
+    Load,
     Message,
     OpenSession,
     Output,
     Redirect,
     Redirected,
+    Restore,
+    Restored,
     SessionState,
     Step,
     Successor,
-    TensorMeta,
     Timing,
-    split_payload,
 )
 
-__all__ = ["Outlet", "ServedSession", "decode_tensors", "encode_tensors"]
+__all__ = ["ServedSession"]
 
 _LOG = logger(__name__)
 _WAITING_STEPS: Final = 8
 """Steps that wait for their turn; more wait in the network."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outlet:
-    """What a server's sessions send with.
-
-    Args:
-        endpoint: How other servers are reached.
-        store: Keeps what is sent to them.
-        dial_s: Limit for reaching a successor.
-        step_s: Limit for sending a step or an answer.
-    """
-
-    endpoint: Endpoint
-    store: Store
-    dial_s: float = 10.0
-    step_s: float = 120.0
-
-
 class ServedSession:
     """One session, from when it is opened until it is closed, its client is lost, or its lease ends.
 
     Args:
-        channel: The client's stream.
+        line: The client's stream.
         opening: What the client asked for.
         engine: What computes.
         rows: What the session holds there.
@@ -81,39 +71,52 @@ class ServedSession:
 
     Attributes:
         token: What whoever feeds it must know.
+        line: The client's stream.
+        engine: What computes.
+        rows: What the session holds there.
+        taken: The last step that was taken.
     """
 
-    def __init__(
-        self, channel: Channel, opening: OpenSession, engine: Engine, rows: SessionRows, outlet: Outlet
-    ) -> None:
+    def __init__(self, line: Line, opening: OpenSession, engine: Engine, rows: SessionRows, outlet: Outlet) -> None:
         self.token = opening.token
-        self._channel = channel
+        self.line = line
+        self.engine = engine
+        self.rows = rows
         self._opening = opening
-        self._engine = engine
-        self._rows = rows
         self._outlet = outlet
-        self._taken = 0
-        self._sending = anyio.Lock()
+        self.taken = 0
         self._waiting: asyncio.Queue[Received[Message]] = asyncio.Queue(_WAITING_STEPS)
         self._feeding = anyio.CancelScope()
         self._pushing = anyio.CancelScope()
-        self._feed = _FeedTo(outlet, opening.successor) if opening.successor else None
+        self._feed = FeedTo(outlet, opening.successor) if opening.successor else None
         self._log = Log(opening.rows)
+        self._resting = anyio.Lock()
+        self._handover: Handover | None = None
+        self._is_handing_over = False
 
-    async def run(self, state: SessionState, lease_s: float) -> None:
+    async def run(self, lease_s: float) -> None:
         """Take steps until the session is over.
 
         Raises:
             Error: What ended it, other than the client's wish.
         """
+        ended: Error | None = None
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._listen, state)
-                await self._work(state, lease_s)
+            with ungrouped():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._listen, tasks)
+                    await self._work(lease_s)
+                    tasks.cancel_scope.cancel()
+        except Error as error:
+            ended = error
+            raise
         finally:
+            self.line.end(ended)
             self._feeding.cancel()
-            if self._feed:
+            if self._feed is not None:
                 await self._feed.hang_up()
+            if self._handover is not None:
+                await self._handover.feed.hang_up()
 
     async def be_fed(self, channel: Channel) -> None:
         """Take steps from the hop before, until its stream ends or another one feeds the session.
@@ -132,16 +135,29 @@ class ServedSession:
                 state.received(received.message)
                 await self._waiting.put(received)
 
-    async def _listen(self, state: SessionState) -> None:
+    async def leave(self, left_s: float) -> None:
+        """Tell the client that this server leaves.
+
+        Args:
+            left_s: How long it still serves.
+        """
+        await self.line.tell(Leaving(left_s=left_s))
+
+    async def _listen(self, tasks: TaskGroup) -> None:
         """Hear the client, also while a step is computed."""
         while True:
-            received = await self._channel.receive()
-            state.received(received.message)
+            received = await self.line.receive()
             match received.message:
                 case Expect() as expect:
                     self.token = expect.token
                     self._feeding.cancel()
-                    await self._tell(state, Ack())
+                    await self.line.tell(Ack())
+                    continue
+                case HandOver() as wish:
+                    if self._is_handing_over:
+                        raise RemoteProtocolError("a session was to be handed over while it is handed over")
+                    self._is_handing_over = True
+                    tasks.start_soon(self._hand_over, wish.heir)
                     continue
                 case Redirect():
                     self._pushing.cancel()
@@ -149,7 +165,7 @@ class ServedSession:
             if isinstance(received.message, CloseSession):
                 return
 
-    async def _work(self, state: SessionState, lease_s: float) -> None:
+    async def _work(self, lease_s: float) -> None:
         """Do what comes, in order."""
         while True:
             with anyio.move_on_after(lease_s) as lease:
@@ -158,49 +174,60 @@ class ServedSession:
                 raise SessionExpired(f"nothing was heard of the session for {lease_s:g} s; open another one")
             match received.message:
                 case Step() as step:
-                    await self._take(state, step, received)
+                    async with self._resting:
+                        await self._take(step, received)
                 case Redirect() as redirect:
-                    await self._redirect(state, redirect.successor)
+                    await self._redirect(redirect.successor)
+                case Restore() as restore:
+                    kept = (self._log, self._outlet.store) if self._feed else None
+                    take_over_rows(self.engine, self.rows, restore, received.payload, kept)
+                    await self._outlet.store.settle()
+                case Restored() as restored:
+                    await self._note_restored(restored)
                 case CloseSession():
-                    self._engine.close_session(self._rows)
-                    await self._tell(state, Closed())
-                    self._channel.settle()
+                    self.engine.close_session(self.rows)
+                    await self.line.tell(Closed())
+                    self.line.free()
                     return
 
-    async def _take(self, state: SessionState, step: Step, received: Received[Message]) -> None:
+    async def _take(self, step: Step, received: Received[Message]) -> None:
         """Compute a step, send its output on, and tell the client."""
-        if step.number and step.number <= self._taken:
+        self.line.settle(step.settled)
+        if step.number and step.number <= self.taken:
             return  # it came from a hop that was replaced meanwhile, or from the one that replaced it
         try:
-            if self._taken and step.number > self._taken + 1:
-                raise UsageError(f"step {step.number} came after step {self._taken}; one between them was refused")
+            if self.taken and step.number > self.taken + 1:
+                raise UsageError(f"step {step.number} came after step {self.taken}; one between them was refused")
             result = await self._compute(step, received)
         except Error as error:
-            if self._rows.ended:
+            if self.rows.ended:
                 raise
-            await self._tell(state, Failure.of(error, step.number))
+            await self.line.tell(Failure.of(error, step.number))
             return
-        self._taken = max(self._taken, step.number)
+        self.taken = max(self.taken, step.number)
+        if self._handover is not None:
+            self._handover.note(step)
         timing = Timing(result.queue_s, result.compute_s)
         output_ND, *tapped = result.tensors
         told = tapped
         if self._feed is None:
             told = [output_ND, *tapped] if step.number else []
         else:
-            await self._send_on(state, self._feed, step, output_ND, received.deadline_s)
+            await self._send_on(self._feed, step, output_ND, received.deadline_s)
+        load = Load(self.engine.load.free_tokens, self.engine.load.sessions)
         if told:
             metas, buffers = encode_tensors(told, self._opening.codec)
-            await self._tell(state, Output(tensors=metas, timing=timing, number=step.number), buffers)
+            await self.line.tell(Output(tensors=metas, timing=timing, number=step.number, load=load), buffers)
         else:
-            await self._tell(state, Done(timing=timing, number=step.number))
+            await self.line.tell(Done(timing=timing, number=step.number, load=load))
 
     async def _compute(self, step: Step, received: Received[Message]) -> Result:
-        (hidden_ND,) = decode_tensors(self._engine, (step.hidden,), received.payload, axes=2)
+        (hidden_ND,) = decode_tensors(self.engine, (step.hidden,), received.payload, axes=2)
         taps = tuple(block for block in step.taps if block in self._opening.span)
         try:
             with anyio.fail_after(received.deadline_s):
-                return await self._engine.step(
-                    self._rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=taps
+                return await self.engine.step(
+                    self.rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=taps
                 )
         except TimeoutError as error:
             raise PeerTimeout(
@@ -208,9 +235,7 @@ class ServedSession:
                 "or give it more time"
             ) from error
 
-    async def _send_on(
-        self, state: SessionState, feed: "_FeedTo", step: Step, output_ND: torch.Tensor, deadline_s: float | None
-    ) -> None:
+    async def _send_on(self, feed: FeedTo, step: Step, output_ND: torch.Tensor, deadline_s: float | None) -> None:
         """Write down what the successor gets, and send it."""
         encoded = encode(output_ND, self._opening.codec)
         sent = self._outlet.store.keep(encoded.meta, encoded.buffers)
@@ -218,124 +243,59 @@ class ServedSession:
         self._log.note(following, sent)
         await self._outlet.store.settle()
         if step.number or feed.successor.is_new:
-            await self._push(state, feed, following, sent.payload, deadline_s)
+            await self._push(feed, following, sent.payload, deadline_s)
 
-    async def _push(
-        self, state: SessionState, feed: "_FeedTo", step: Step, payload: Buffer, deadline_s: float | None
-    ) -> bool:
+    async def _push(self, feed: FeedTo, step: Step, payload: Buffer, deadline_s: float | None) -> bool:
         """Send a step to the successor, or else let the client pass it on; say whether it still is the successor."""
         with anyio.CancelScope() as self._pushing:
             if await feed.send(step, payload, deadline_s):
                 return True
         if self._pushing.cancel_called:  # there is a new one, who will get it
             return False
-        await self._tell(state, step, [payload])
+        await self.line.tell(step, [payload])
         return True
 
-    async def _redirect(self, state: SessionState, successor: Successor) -> None:
-        """Give a new successor all that the last one was sent."""
+    async def _redirect(self, successor: Successor) -> None:
+        """Give a new successor all that the last one was sent, or what it may lack if it holds the rest already."""
         if self._feed is None:
             raise UsageError("a session whose outputs go to the client was told of a successor")
         await self._feed.turn_to(successor)
-        await self._tell(state, Redirected())
+        await self.line.tell(Redirected())
         began_s = time.perf_counter()
-        for step, payload in self._log.replay(replay_tokens(self._log)):
-            if not await self._push(state, self._feed, step, payload, None):
+        steps = self._log.replay(replay_tokens(self._log)) if successor.is_new else self._log.recent()
+        for step, payload in steps:
+            if not await self._push(self._feed, step, payload, None):
                 return
         event(
             _LOG,
             "replayed",
             to=successor.peer[:8],
-            tokens=self._log.tokens,
+            tokens=self._log.tokens if successor.is_new else 0,
             elapsed_s=round(time.perf_counter() - began_s, 3),
         )
 
-    async def _tell(self, state: SessionState, message: Message, payload: Sequence[Buffer] = ()) -> None:
-        async with self._sending:
-            state.sent(message)
-            await self._channel.send(message, payload, deadline_s=self._outlet.step_s)
-
-
-class _FeedTo:
-    """The stream to a session's successor, dialled when there is something to send."""
-
-    def __init__(self, outlet: Outlet, successor: Successor) -> None:
-        self.successor = successor
-        self._outlet = outlet
-        self._channel: Channel | None = None
-        self._life = AsyncExitStack()
-        self._is_unreachable = not successor.addresses
-
-    async def turn_to(self, successor: Successor) -> None:
-        """Feed another one from now on."""
-        await self.hang_up()
-        self.successor = successor
-        self._is_unreachable = not successor.addresses
-
-    async def send(self, step: Step, payload: Buffer, deadline_s: float | None) -> bool:
-        """Send a step; say whether that was possible. After it was not, it is not tried again."""
-        if self._is_unreachable:
-            return False
+    async def _hand_over(self, heir: Successor) -> None:
+        """Give another server what this one holds."""
+        if self._handover is None or self._handover.feed.successor != heir:
+            if self._handover is not None:
+                await self._handover.feed.hang_up()
+            log = self._log if self._feed else None
+            self._handover = Handover(FeedTo(self._outlet, heir), self.engine, self.rows, log)
+        problem = ""
+        began_s = time.perf_counter()
         try:
-            channel = self._channel or await self._dial()
-            await channel.send(step, [payload], deadline_s=deadline_s or self._outlet.step_s)
+            await self._handover.give(self._resting, lambda: self.taken)
         except Error as error:
-            event(_LOG, "successor cannot be reached", peer=self.successor.peer[:8], code=error.code)
-            self._is_unreachable = True
-            await self.hang_up()
-            return False
-        return True
+            problem = error.message[:512]
+        elapsed_s = round(time.perf_counter() - began_s, 3)
+        event(_LOG, "handed over", to=heir.peer[:8], step=self.taken, elapsed_s=elapsed_s, problem=problem)
+        self._is_handing_over = False
+        await self.line.tell(HandedOver(problem=problem))
 
-    async def hang_up(self) -> None:
-        """Close the stream."""
-        channel, self._channel = self._channel, None
-        life, self._life = self._life, AsyncExitStack()
-        with anyio.CancelScope(shield=True):
-            if channel is not None:
-                await channel.aclose()
-            await life.aclose()
-
-    async def _dial(self) -> Channel:
-        successor, dial_s = self.successor, self._outlet.dial_s
-        try:
-            with anyio.fail_after(dial_s):
-                dialling = self._outlet.endpoint.channel(successor.peer, successor.addresses)
-                self._channel = await self._life.enter_async_context(dialling)
-        except TimeoutError as error:
-            raise PeerUnreachable(f"peer {successor.peer[:8]} was not reached within {dial_s:g} s") from error
-        await self._channel.request(Feed(token=successor.token), expected=Ack, deadline_s=dial_s)
-        return self._channel
-
-
-def decode_tensors(
-    engine: Engine, metas: Sequence[TensorMeta], payload: memoryview, *, axes: int
-) -> list[torch.Tensor]:
-    """Read the tensors of a request.
-
-    Args:
-        engine: For which the tensors must fit.
-        metas: How to read them.
-        payload: Their bytes.
-        axes: How many axes each must have.
-
-    Raises:
-        UsageError: If a shape does not fit.
-        CodecError: If the bytes and their descriptions do not fit together.
-        RemoteProtocolError: Likewise.
-    """
-    span = engine.span
-    for meta in metas:
-        if len(meta.shape) != axes or meta.shape[-1] != span.hidden_size:
-            raise UsageError(
-                f"a tensor of shape {list(meta.shape)} was sent to blocks that take {axes} axes, the last of "
-                f"{span.hidden_size} values"
-            )
-    parts = split_payload(payload, [meta.nbytes for meta in metas])
-    tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
-    return [tensor.to(span.dtype) for tensor in tensors]
-
-
-def encode_tensors(tensors: Sequence[torch.Tensor], codec: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:
-    """Make the tensors of an answer: their descriptions, and their bytes."""
-    encoded = [encode(tensor, codec) for tensor in tensors]
-    return tuple(one.meta for one in encoded), [buffer for one in encoded for buffer in one.buffers]
+    async def _note_restored(self, restored: Restored) -> None:
+        """Go on from where the leaving server was."""
+        self.engine.shorten(self.rows, restored.lengths)
+        if self._feed is not None:
+            self._log.shorten(restored.lengths)
+        self.taken = restored.number
+        await self.line.tell(Done(timing=Timing(0.0, 0.0), number=restored.number))

@@ -36,17 +36,18 @@ class Tenure:
         span: Which blocks.
         progress: How much of them is loaded, from 0 to 1.
         load_s: How long downloading and loading took.
+        engine: What computes; ``None`` before and after.
     """
 
     def __init__(self, model: Model, span: Span, config: EngineConfig) -> None:
         self.span = span
         self.progress = 0.0
         self.load_s = 0.0
+        self.engine: Engine | None = None
         self._model = model
         self._config = config
         self._is_over = anyio.Event()
         self._has_ended = anyio.Event()
-        self._engine: Engine | None = None
 
     async def run(self, report: Progress, *, task_status: TaskStatus[Engine] = anyio.TASK_STATUS_IGNORED) -> None:
         """Load the blocks, say so with their engine, and keep them until :meth:`end`.
@@ -64,12 +65,12 @@ class Tenure:
             load = partial(load_blocks, self._model, self.span, partial(self._note, report))
             blocks = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
             context = context_tokens(self._model.config) or MAX_STEP_TOKENS
-            async with Engine(blocks, self._config, context_tokens=context) as self._engine:
+            async with Engine(blocks, self._config, context_tokens=context) as self.engine:
                 del blocks
                 self.progress, self.load_s = 1.0, anyio.current_time() - started_s
-                task_status.started(self._engine)
+                task_status.started(self.engine)
                 await self._is_over.wait()
-            self._engine = None
+            self.engine = None
         finally:
             self._has_ended.set()
 
@@ -79,7 +80,7 @@ class Tenure:
         Args:
             drain_s: How long the sessions may take; what is still open then ends with an error.
         """
-        engine = self._engine
+        engine = self.engine
         if engine is not None:
             with anyio.move_on_after(drain_s) as limit:
                 await engine.wait_until_idle()

@@ -161,7 +161,9 @@ class Endpoint:
                 tasks.start_soon(listener.serve, serve_stream)
 
     @asynccontextmanager
-    async def channel(self, peer: PeerId | None, addresses: Sequence[Address]) -> AsyncIterator[Channel]:
+    async def channel(
+        self, peer: PeerId | None, addresses: Sequence[Address], *, is_new: bool = False
+    ) -> AsyncIterator[Channel]:
         """Have a channel to a peer for the length of a block: an idle one, or else a new one.
 
         When the block ends well and every message on the channel was answered, the channel is kept for another use; so
@@ -170,6 +172,7 @@ class Endpoint:
         Args:
             peer: Who must be there; ``None`` for whoever is.
             addresses: Where, the likeliest first; the next is tried if one fails or does not answer soon.
+            is_new: Whether it must not be an idle one, because those may be lost without a sign of it.
 
         Raises:
             PeerUnreachable: If it cannot be dialled; says which addresses were tried and what went wrong at each.
@@ -178,7 +181,7 @@ class Endpoint:
             PeerError: If it fails to greet.
             WireError: If its greeting is none.
         """
-        channel = await self._take_idle(peer) or await self._open(peer, addresses)
+        channel = (None if is_new else await self._take_idle(peer)) or await self._open(peer, addresses)
         is_done = False
         try:
             if self.on_use is not None:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from corolla.errors import RemoteProtocolError
 from corolla.terms import PeerId, Span
+from corolla.wire.handover import HandedOver, HandOver, Leaving, Restore, Restored
 from corolla.wire.limits import (
     MAX_BUCKETS,
     MAX_IDS,
@@ -27,6 +28,7 @@ from corolla.wire.parts import (
     CheckedModelId,
     CodecName,
     Failure,
+    Load,
     TensorMeta,
     Timing,
 )
@@ -43,6 +45,7 @@ from corolla.wire.sessions import (
     Output,
     Redirect,
     Redirected,
+    Resume,
     SessionOpened,
     Step,
     Successor,
@@ -60,6 +63,10 @@ __all__ = [
     "Forward",
     "Gradients",
     "Greeting",
+    "HandOver",
+    "HandedOver",
+    "Leaving",
+    "Load",
     "Message",
     "News",
     "OpenSession",
@@ -69,6 +76,9 @@ __all__ = [
     "Publish",
     "Redirect",
     "Redirected",
+    "Restore",
+    "Restored",
+    "Resume",
     "SessionOpened",
     "Step",
     "Subscribe",
@@ -226,7 +236,8 @@ class Subscribe(Message, frozen=True, tag=True):
 _CONCRETE = (
     Failure | Ack | Ping | Pong | Greeting
     | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
-    | Expect | Redirect | Redirected | Feed
+    | Expect | Redirect | Redirected | Feed | Resume
+    | Leaving | HandOver | HandedOver | Restore | Restored
     | Forward | Backward | Gradients
     | News | Publish | Subscribe
     | REACH_MESSAGES

@@ -18,6 +18,7 @@ __all__ = [
     "Count",
     "Counts",
     "Failure",
+    "Load",
     "Rows",
     "Seconds",
     "TensorMeta",
@@ -62,6 +63,18 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
 
     queue_s: Seconds
     compute_s: Seconds
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How busy a server is at this moment.
+
+    Args:
+        free_tokens: KV tokens that nobody was promised.
+        sessions: Open sessions.
+    """
+
+    free_tokens: Count
+    sessions: Count
 
 
 class Failure(Message, frozen=True, tag=True):

@@ -14,6 +14,7 @@ from corolla.wire.parts import (
     CodecName,
     Count,
     Counts,
+    Load,
     Rows,
     Seconds,
     TensorMeta,
@@ -32,6 +33,7 @@ __all__ = [
     "Output",
     "Redirect",
     "Redirected",
+    "Resume",
     "SessionOpened",
     "Step",
     "Successor",
@@ -66,6 +68,7 @@ class OpenSession(Message, frozen=True, tag=True):
         codec: How outputs should be encoded.
         token: What whoever feeds the session must know, besides the client; ``None`` if nobody may.
         successor: Where outputs go; ``None`` to the client.
+        key: Lets the client come back to the session when its stream breaks; ``None`` if it never will.
     """
 
     model: CheckedModelId
@@ -75,16 +78,33 @@ class OpenSession(Message, frozen=True, tag=True):
     codec: CodecName
     token: Token | None = None
     successor: Successor | None = None
+    key: Token | None = None
 
 
 class SessionOpened(Message, frozen=True, tag=True):
-    """The session's lease has begun.
+    """The session's lease has begun, or goes on.
 
     Args:
         lease_s: The session ends if nothing is heard of it for this long, in seconds.
+        taken: The last step that was taken.
     """
 
     lease_s: Seconds
+    taken: Count = 0
+
+
+class Resume(Message, frozen=True, tag=True):
+    """Goes on with a session whose stream broke, on this one; answered by :class:`SessionOpened`.
+
+    Then come the answers that the client may have missed.
+
+    Args:
+        key: Which session: that of its :class:`OpenSession`, whose sender alone may resume it.
+        done: The last step that the client has an answer of.
+    """
+
+    key: Token
+    done: Count
 
 
 class Step(Message, frozen=True, tag=True):
@@ -124,11 +144,13 @@ class Output(Message, frozen=True, tag=True):
             Each is shaped like the input.
         timing: Where the time went.
         number: Which step of the session.
+        load: How busy the server is, if it says so.
     """
 
     tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     timing: Timing
     number: Count = 0
+    load: Load | None = None
 
 
 class Done(Message, frozen=True, tag=True):
@@ -137,10 +159,12 @@ class Done(Message, frozen=True, tag=True):
     Args:
         timing: Where the time went.
         number: Which step of the session.
+        load: How busy the server is, if it says so.
     """
 
     timing: Timing
     number: Count = 0
+    load: Load | None = None
 
 
 class Expect(Message, frozen=True, tag=True):
@@ -154,10 +178,11 @@ class Expect(Message, frozen=True, tag=True):
 
 
 class Redirect(Message, frozen=True, tag=True):
-    """From now on outputs go to another successor, after a replay of those before; answered by :class:`Redirected`.
+    """From now on outputs go to another successor; answered by :class:`Redirected`.
 
     Args:
-        successor: Where they go.
+        successor: Where they go. If it is new, after a replay of those before; else after those that the client may
+            lack.
     """
 
     successor: Successor

@@ -7,10 +7,10 @@ changes a session's state is in this file.
 ::
 
     idle ──OpenSession──▶ opening ──SessionOpened──▶ open ──CloseSession──▶ closing ──Closed──▶ idle
-                             │
+      or Resume              │
                              └──Failure──▶ idle
 
-    idle ──Feed──▶ joining ──Ack──▶ feeding: one step after another
+    idle ──Feed──▶ joining ──Ack──▶ feeding: one step after another, or what a leaving server holds
                       │
                       └──Failure──▶ idle
 
@@ -30,11 +30,17 @@ from corolla.wire.messages import (
     Expect,
     Failure,
     Feed,
+    HandedOver,
+    HandOver,
+    Leaving,
     Message,
     OpenSession,
     Output,
     Redirect,
     Redirected,
+    Restore,
+    Restored,
+    Resume,
     SessionOpened,
     Step,
 )
@@ -45,14 +51,15 @@ State = Literal["idle", "opening", "open", "closing", "joining", "feeding"]
 Side = Literal["client", "server"]
 """The side that opened the stream, be it another server that feeds a session, and the side that answers."""
 
-_ANSWERS: Final = (Output, Done, Failure, Ack, Redirected, Step)
+_ANSWERS: Final = (Output, Done, Failure, Ack, Redirected, Step, Leaving, HandedOver)
 
 TABLE: Final = MappingProxyType[tuple[State, Side, type[Message]], State](
     {
         ("idle", "client", OpenSession): "opening",
+        ("idle", "client", Resume): "opening",
         ("opening", "server", SessionOpened): "open",
         ("opening", "server", Failure): "idle",
-        **{("open", "client", kind): "open" for kind in (Step, Expect, Redirect)},
+        **{("open", "client", kind): "open" for kind in (Step, Expect, Redirect, HandOver)},
         **{("open", "server", kind): "open" for kind in _ANSWERS},
         ("open", "client", CloseSession): "closing",
         **{("closing", "server", kind): "closing" for kind in _ANSWERS},
@@ -60,7 +67,7 @@ TABLE: Final = MappingProxyType[tuple[State, Side, type[Message]], State](
         ("idle", "client", Feed): "joining",
         ("joining", "server", Ack): "feeding",
         ("joining", "server", Failure): "idle",
-        ("feeding", "client", Step): "feeding",
+        **{("feeding", "client", kind): "feeding" for kind in (Step, Restore, Restored)},
     }
 )
 
@@ -111,6 +118,8 @@ class SessionState:
             self.rows = message.rows
         elif isinstance(message, Step) and (problem := self._misfit(message)):
             return problem
+        elif isinstance(message, Restored) and len(message.lengths) != self.rows:
+            return f"the lengths of {len(message.lengths)} rows in a session of {self.rows}"
         self.state = following
         return None
 

@@ -12,11 +12,17 @@ from corolla.wire import (
     Expect,
     Failure,
     Feed,
+    HandedOver,
+    HandOver,
+    Leaving,
     OpenSession,
     Output,
     Ping,
     Redirect,
     Redirected,
+    Restore,
+    Restored,
+    Resume,
     SessionOpened,
     SessionState,
     Step,
@@ -42,10 +48,17 @@ OUTPUT = Output(tensors=(hidden(4),), timing=Timing(0.0, 0.0))
 DONE = Done(timing=Timing(0.0, 0.0))
 FAILURE = Failure(code="cache_full", message="no room")
 FEED = Feed(token=bytes(16))
+NEXT = Successor(PeerId("a" * 52), (), bytes(16), False)
 NEWS = (
     Expect(token=bytes(16)),
-    Redirect(successor=Successor(PeerId("a" * 52), (), bytes(16), False)),
+    Redirect(successor=NEXT),
     Redirected(),
+    Resume(key=bytes(16), done=3),
+    Leaving(left_s=30.0),
+    HandOver(heir=NEXT),
+    HandedOver(),
+    Restore(row=0, start=0, tensors=(hidden(4), hidden(4))),
+    Restored(lengths=(3, 1), number=1),
 )
 MESSAGES = (OPEN, OPENED, STEP, OUTPUT, DONE, *NEWS, FEED, CloseSession(), Closed(), FAILURE, Ack(), Ping())
 OPENING = (("client", OPEN), ("server", OPENED))
@@ -106,6 +119,13 @@ def test_a_step_that_does_not_fit_is_refused_and_changes_nothing(name, side, wro
     with pytest.raises(RemoteProtocolError, match=words):
         state.received(wrong)
     assert state.state == name
+
+
+def test_lengths_of_other_rows_than_the_sessions_are_refused():
+    state = session(WAYS["feeding"], "server")
+    state.rows = 2
+    with pytest.raises(RemoteProtocolError, match="the lengths of 1 rows in a session of 2"):
+        state.received(Restored(lengths=(3,), number=1))
 
 
 def test_a_step_after_the_end_is_the_callers_mistake():

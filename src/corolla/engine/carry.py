@@ -1,0 +1,104 @@
+"""Keys and values that leave one engine and enter another, bit for bit. Belongs to the event loop: rows are idle."""
+
+# H heads of keys and values, T tokens, D width of a head
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from corolla.cache import RowKV
+from corolla.engine.measure import PageCost
+from corolla.engine.work import SessionRows
+from corolla.errors import UsageError
+from corolla.terms import Span
+
+__all__ = ["read_row", "restore_row", "token_bytes"]
+
+
+def token_bytes(session: SessionRows, cost: PageCost) -> int:
+    """Say how many bytes one token of a session's row takes on its way.
+
+    Args:
+        session: Whose.
+        cost: What the engine stores.
+    """
+    numbers = sum(math.prod(shape) for block in _each(session.blocks) for shape in cost.shapes.get(block, ()))
+    return numbers * cost.dtype.itemsize
+
+
+def read_row(session: SessionRows, row: int, start: int, stop: int) -> list[torch.Tensor]:
+    """Copy some tokens of a row: for each block in turn the keys and the values ``[H, T, D]``.
+
+    Args:
+        session: Whose; no step of it may be under way.
+        row: Which row.
+        start: The first token.
+        stop: One past the last token.
+
+    Raises:
+        SessionClosed: If the session has ended.
+        UsageError: If a step has the rows, or the family keeps a cache of its own.
+    """
+    stored = _stored(session, row)
+    return [tensor for block in _each(session.blocks) for tensor in stored.read(block, start, stop)]
+
+
+def restore_row(
+    session: SessionRows, row: int, start: int, tensors: Sequence[torch.Tensor], cost: PageCost, device: torch.device
+) -> None:
+    """Make tokens that another engine has computed part of a row; what it had from there on is forgotten.
+
+    Args:
+        session: Whose; no step of it may be under way.
+        row: Which row.
+        start: How many tokens come before them.
+        tensors: What :func:`read_row` gave there.
+        cost: What this engine stores.
+        device: Where.
+
+    Raises:
+        SessionClosed: If the session has ended.
+        UsageError: If they are not what this engine would have stored, or do not follow what it has.
+        CacheFull: If the pool has no room for them.
+    """
+    stored = _stored(session, row)
+    if not cost.shapes:
+        raise _own_cache()
+    tokens = tensors[0].shape[1] if tensors and tensors[0].dim() == 3 else 0
+    due = [[heads, tokens, width] for block in _each(session.blocks) for heads, width in cost.shapes[block]]
+    if not tokens or [list(one.shape) for one in tensors] != due or any(one.dtype != cost.dtype for one in tensors):
+        raise UsageError(
+            f"{len(tensors)} tensors, the first {list(tensors[0].shape) if tensors else []} of "
+            f"{tensors[0].dtype if tensors else None}, are not keys and values of blocks {session.blocks} here: "
+            f"{len(due)} of {cost.dtype}; hand over to a server of the same model and precision"
+        )
+    if start > stored.length:
+        raise UsageError(
+            f"tokens from {start} on were handed over to a row of {stored.length}; those between are missing"
+        )
+    lengths = [one.length for one in session.idle_rows()]
+    lengths[row] = start + tokens
+    session.lease.hold(lengths)
+    if start < stored.length:
+        stored.commit(start)
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    with torch.inference_mode():
+        for block, (key_HTD, value_HTD) in zip(_each(session.blocks), pairs, strict=True):
+            stored.append(block, key_HTD.to(device), value_HTD.to(device))
+    stored.commit(start + tokens)
+
+
+def _stored(session: SessionRows, row: int) -> RowKV:
+    stored = session.idle_rows()[row]
+    if not isinstance(stored, RowKV):
+        raise _own_cache()
+    return stored
+
+
+def _own_cache() -> UsageError:
+    return UsageError("this family keeps a cache of its own, which cannot be handed over; its tokens are replayed")
+
+
+def _each(blocks: Span) -> range:
+    return range(blocks.start, blocks.stop)
