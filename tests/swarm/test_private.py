@@ -115,7 +115,7 @@ def test_the_status_of_the_swarm_is_shown_to_members(invoke, owned, swarm):
     said = json.loads(invoke("swarm", "status", "--invite", invite.line, "--json").stdout)
     assert said["swarm"] == owned.id
     (one,) = said["models"]
-    assert said["dropped"] == {}
+    assert said["dropped"].keys() <= {"stranger"}  # whoever was revoked before
     assert (one["blocks"], one["servers_of_block"], one["problems"]) == (4, [1, 1, 1, 1], {})
     assert all(0 < server["rtt_s"] < SOON_S for server in one["servers"])
     assert "membership" not in one["servers"][0]
