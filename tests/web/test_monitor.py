@@ -13,6 +13,7 @@ from corolla.testing import LocalSwarm, ServerProcess, save_tiny_model
 pytest.importorskip("fastapi", reason="needs corolla[monitor]")
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202eevil"
+ARGUMENTS = ("--threads", "1", "--name", HOSTILE, "--metrics-port", "0")
 MAX_BYTES = 200_000
 MAX_LOAD_S = 10.0  # on a machine that is busy with other tests; it takes 0.2 s on one that is not
 VIEWERS = 4
@@ -30,7 +31,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swarm(model, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    with LocalSwarm(model, ["0:3", "2:4"], "--threads", "1", "--name", HOSTILE, logs=logs) as swarm:
+    with LocalSwarm(model, ["0:3", "2:4"], *ARGUMENTS, logs=logs) as swarm:
         yield swarm.wait_until_online()
 
 
@@ -132,6 +133,12 @@ def test_the_api_tells_programs_the_same_and_no_address(swarm, url):
     assert f'corolla_swarm_blocks{{gen_ai_request_model="tiny-llama@{model["model"][:12]}"}} 4.0'.encode() in get(
         f"{url}metrics"
     )
+
+
+def test_servers_answer_prometheus_as_well(swarm):
+    said = get(swarm.servers[0].stages["metrics"]["url"]).decode()
+    assert 'corolla_server_state{state="online"} 1.0' in said
+    assert "corolla_server_blocks 3.0" in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import anyio
@@ -23,6 +25,7 @@ from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import RelayConfig, SwarmConfig
 from corolla.telemetry import configure_logging
+from corolla.telemetry.metrics import serve_metrics
 
 __all__ = ["serve"]
 
@@ -47,6 +50,8 @@ __all__ = ["serve"]
         Flag("server.announce"),
         Flag("server.identity"),
         Flag("server.name"),
+        Flag("server.metrics_port"),
+        Flag("server.metrics_host"),
         Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
@@ -121,13 +126,26 @@ class _Run:
 
         stopping = () if self._until_eof else (signal.SIGINT, signal.SIGTERM)
         ignored = (signal.SIGINT,) if self._until_eof else ()
-        with catch_signals(count, *stopping), catch_signals(lambda: None, *ignored):
+        with self._answering_prometheus(), catch_signals(count, *stopping), catch_signals(lambda: None, *ignored):
             async with anyio.create_task_group() as tasks:
                 if self._until_eof:
                     tasks.start_soon(self._stop_at_eof)
                 with show_progress(self._output) as report:
                     await self._server.run(self._tell, report)
                 tasks.cancel_scope.cancel()
+
+    @contextmanager
+    def _answering_prometheus(self) -> Iterator[None]:
+        config = self._server.config
+        if config.metrics_port is None:
+            yield
+            return
+        with serve_metrics(self._server.metrics.registry, config.metrics_host, config.metrics_port) as port:
+            url = f"http://{config.metrics_host}:{port}/metrics"
+            self._output.note(f"metrics are at {url}")
+            if self._output.is_json:
+                self._output.json({"stage": "metrics", "url": url})
+            yield
 
     def end(self, code: int) -> None:
         """End the process now, whatever its threads are doing."""

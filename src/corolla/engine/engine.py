@@ -21,7 +21,7 @@ from corolla.engine.carry import read_row, restore_row, token_bytes
 from corolla.engine.checks import check_blocks, check_context, check_forward, check_step, check_taps
 from corolla.engine.config import EngineConfig
 from corolla.engine.measure import ObservedSpeed, PageCost, free_bytes, measure_speed, page_cost
-from corolla.engine.work import FamilyRow, ForwardWork, Result, Row, SessionRows, StepWork
+from corolla.engine.work import FamilyRow, ForwardWork, OnWork, Result, Row, SessionRows, StepWork
 from corolla.engine.worker import Worker
 from corolla.errors import PeerBusy, UsageError
 from corolla.telemetry import event, logger
@@ -57,6 +57,9 @@ class Engine:
         span: The blocks to compute.
         config: Limits and shares.
         context_tokens: The longest row that the model was made for.
+
+    Attributes:
+        on_work: Hears of each piece of work that is done.
     """
 
     def __init__(self, span: BlockSpan, config: EngineConfig, *, context_tokens: int) -> None:
@@ -71,6 +74,7 @@ class Engine:
         self._observed = ObservedSpeed(len(span.span))
         self._queue_s = 0.0
         self._queue_at_s = 0.0
+        self.on_work: OnWork | None = None
 
     async def __aenter__(self) -> Self:
         """Settle how much KV there is, and start to compute."""
@@ -206,6 +210,8 @@ class Engine:
         if not session.ended:
             session.rows = work.rows
         self._observed.note(len(session.blocks), counts, result.compute_s)
+        if self.on_work is not None:
+            self.on_work("decode" if max(counts) == 1 else "prefill", sum(counts), result)
         return result
 
     async def forward(
@@ -241,7 +247,11 @@ class Engine:
         check_blocks(blocks, self.span.span)
         check_taps(taps, blocks)
         check_forward(work, self.context_tokens)
-        return await self._wait(work, self._put(work))
+        result = await self._wait(work, self._put(work))
+        if self.on_work is not None:
+            rows, tokens = hidden_BTD.shape[:2]
+            self.on_work("forward" if grads_BTD is None else "backward", rows * tokens, result)
+        return result
 
     def token_bytes(self, session: SessionRows) -> int:
         """Say how many bytes of keys and values one token of a session's row has; 0 if they cannot be read."""

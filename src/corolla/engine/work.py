@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -13,7 +13,18 @@ from corolla.cache import Lease, RowKV
 from corolla.errors import SessionClosed, UsageError
 from corolla.terms import Span
 
-__all__ = ["Deliver", "FamilyRow", "ForwardWork", "Result", "Row", "RowSlice", "SessionRows", "StepWork", "Work"]
+__all__ = [
+    "Deliver",
+    "FamilyRow",
+    "ForwardWork",
+    "Result",
+    "Row",
+    "RowSlice",
+    "SessionRows",
+    "StepWork",
+    "Work",
+    "WorkKind",
+]
 
 
 class Result(NamedTuple):
@@ -29,6 +40,12 @@ class Result(NamedTuple):
     queue_s: float
     compute_s: float
 
+
+WorkKind = Literal["decode", "prefill", "forward", "backward"]
+"""One new token of each row of a session; more of them; whole sequences; their gradients."""
+
+OnWork = Callable[[WorkKind, int, Result], None]
+"""Hears of what kind a piece of work was, how many tokens it had, and what came of it."""
 
 Deliver = Callable[[Result | Exception], None]
 """Called once, on the compute thread, with what came of the work."""

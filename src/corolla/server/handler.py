@@ -6,6 +6,7 @@ the span came to be served.
 
 # B batch, T tokens, D model width, N packed tokens
 
+from collections import Counter
 from contextlib import suppress
 
 import anyio
@@ -49,6 +50,7 @@ class Handler:
 
     Attributes:
         is_draining: Whether new sessions are turned away.
+        refused: How many requests were refused, by the code of the error.
     """
 
     def __init__(self, gossip: Presence, outlet: Outlet, *, lease_s: float, reach: Reach | None = None) -> None:
@@ -59,6 +61,7 @@ class Handler:
         self._served: tuple[Engine, ModelId] | None = None
         self._sessions: set[ServedSession] = set()
         self.is_draining = False
+        self.refused = Counter[str]()
 
     def take_over(self, engine: Engine, model: ModelId) -> None:
         """Begin to serve; before, whoever asks for computing is told to come back.
@@ -105,6 +108,7 @@ class Handler:
             with anyio.fail_after(deadline_s):
                 reply, buffers = await _compute(engine, message, payload)
         except Error as error:
+            self.refused[error.code] += 1
             await channel.send(Failure.of(error))
         except TimeoutError:
             await channel.send(Failure.of(_too_late(deadline_s)))
@@ -118,6 +122,7 @@ class Handler:
             engine = self._engine_for(opening)
             rows = self._open_session(engine, opening)
         except Error as error:
+            self.refused[error.code] += 1
             await channel.send(Failure.of(error))
             return
         session = ServedSession(line, opening, engine, rows, self._outlet)

@@ -20,6 +20,7 @@ from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
 from corolla.server.loading import Model, open_model
+from corolla.server.metrics import ServerMetrics
 from corolla.server.outlet import Outlet
 from corolla.server.rebalancing import Rebalancer
 from corolla.server.speeds import SpeedFile, scaled
@@ -73,6 +74,7 @@ class Server:
 
     Attributes:
         span: The blocks, once they are claimed.
+        metrics: For Prometheus.
         met: The peers that it has found by itself before it joined.
         is_founder: Whether it has started a swarm of its own, as it found none to join.
     """
@@ -118,6 +120,7 @@ class Server:
             lease_s=config.lease_s,
             reach=self._reach,
         )
+        self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None
         self._tenure: Tenure | None = None
         self._engine: Engine | None = None
@@ -244,6 +247,7 @@ class Server:
         finally:
             self._loading = None
         self._tenure, self._engine, self.span = tenure, engine, span
+        engine.on_work = self.metrics.note_work
         self._handler.take_over(engine, model.repository.model_id)
         self._handler.is_draining = False
         self._next_span = None
@@ -336,6 +340,7 @@ class Server:
         while True:
             await anyio.sleep(min(_LOOK_S, self._swarm_config.refresh_s))
             if (announcement := self._announcement()) is not None:
+                self.metrics.note_said(announcement)
                 await self._gossip.note(announcement)
 
     @property
@@ -345,6 +350,7 @@ class Server:
     async def _announce(self, state: ServerState) -> None:
         self._state = state
         if (announcement := self._announcement()) is not None:
+            self.metrics.note_said(announcement)
             await self._gossip.announce(announcement)
 
     def _announcement(self) -> Announcement | None:

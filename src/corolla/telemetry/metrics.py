@@ -33,8 +33,9 @@ _REQUEST_BUCKETS_S: Final = (
 _USAGE_BUCKETS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 _LABELS: Final = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
-Operation = Literal["chat", "text_completion", "embeddings", "forward", "backward"]
-"""What ``gen_ai.operation.name`` says; the last two are Corolla's own: whole sequences through blocks, and back."""
+Operation = Literal["chat", "text_completion", "embeddings", "decode", "prefill", "forward", "backward"]
+"""What ``gen_ai.operation.name`` says. The last four are a server's own, which does not know what its blocks are asked
+for: the next token of a session, a prompt, whole sequences, and their gradients."""
 
 
 class GenerationMetrics:
