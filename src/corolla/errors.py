@@ -7,7 +7,12 @@
     │   ├── ConfigError         a setting that is unknown or impossible
     │   ├── SessionClosed       a session used after its end
     │   ├── ContextTooLong      more tokens than the model or the lease has room for
-    │   └── NotAMember          no invite to the private swarm, or one that does not hold or allow it
+    │   ├── NotAMember          no invite to the private swarm, or one that does not hold or allow it
+    │   ├── InvalidRequest      a request of HTTP whose field is wrong; says which
+    │   ├── InvalidKey          an API key that is missing, unknown or revoked
+    │   ├── RateLimited         more requests a minute than the API key has; says when to come back
+    │   ├── QuotaSpent          more tokens a day than the API key has; says when to come back
+    │   └── RequestTooLarge     a body over the gateway's limit
     ├── SwarmError          the network's condition
     │   ├── NoChain             some blocks have no server
     │   ├── OutdatedView        whoever asks has not heard what a peer serves now
@@ -29,7 +34,9 @@
     │   └── CodecError          a payload that does not fit its description
     ├── CapacityError       this server's limits
     │   ├── CacheFull           no free KV pages
-    │   └── SpanTooLarge        the span does not fit into memory
+    │   ├── SpanTooLarge        the span does not fit into memory
+    │   ├── GatewayBusy         the gateway computes as many answers as it may; says when to come back
+    │   └── DatabaseFailed      the database of API keys does not answer
     ├── ModelError          the model's files
     │   ├── ModelNotFound       no such model
     │   ├── UnsupportedModel    a model that cannot be split exactly
@@ -54,9 +61,13 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "ContextTooLong",
+    "DatabaseFailed",
     "Error",
     "FrameTooLarge",
+    "GatewayBusy",
     "InternalError",
+    "InvalidKey",
+    "InvalidRequest",
     "LocalProtocolError",
     "ModelError",
     "ModelNotFound",
@@ -72,7 +83,10 @@ __all__ = [
     "PeerStranger",
     "PeerTimeout",
     "PeerUnreachable",
+    "QuotaSpent",
+    "RateLimited",
     "RemoteProtocolError",
+    "RequestTooLarge",
     "Retry",
     "SessionClosed",
     "SessionExpired",
@@ -94,18 +108,21 @@ class Error(Exception):
     Args:
         message: What happened, to whom, the number, and the remedy.
         peer: The id of the peer that reported it or that it is about, if any.
+        retry_after_s: When the same may succeed, in seconds; ``None`` for what is usual of its class.
     """
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
     retry: ClassVar[Retry] = "never"
     ban_s: ClassVar[float] = 0.0
-    retry_after_s: float | None = None  # when the same peer may succeed, if it has said so
+    retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, peer: str | None = None) -> None:
+    def __init__(self, message: str, *, peer: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.peer = peer
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class UsageError(Error):
@@ -139,6 +156,50 @@ class NotAMember(UsageError):
 
     code = "not_a_member"
     http_status = 403
+
+
+class InvalidRequest(UsageError):
+    """A request of HTTP has a field that is wrong, or that cannot be honoured.
+
+    Args:
+        message: What is wrong with it, and what would be right.
+        field: Which field, ``messages[0].content`` say.
+        peer: Nobody; as in every error.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, peer: str | None = None, field: str | None = None) -> None:
+        super().__init__(message, peer=peer)
+        self.field = field
+
+
+class InvalidKey(UsageError):
+    """The API key is missing, unknown or revoked."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class RateLimited(UsageError):
+    """The API key has had its requests of this minute."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    retry_after_s = 60.0
+
+
+class QuotaSpent(RateLimited):
+    """The API key has had its tokens of this day."""
+
+    code = "insufficient_quota"
+
+
+class RequestTooLarge(UsageError):
+    """The body of a request is longer than the gateway reads."""
+
+    code = "request_too_large"
+    http_status = 413
 
 
 class SwarmError(Error):
@@ -197,21 +258,12 @@ class PeerLost(PeerError):
 
 
 class PeerBusy(PeerError):
-    """The peer is healthy but has no room now.
-
-    Args:
-        message: What it lacks.
-        peer: The id of the peer, where it is known.
-        retry_after_s: When it expects to have room, in seconds.
-    """
+    """The peer is healthy but has no room now; it says when it expects to have some."""
 
     code = "peer_busy"
     http_status = 503
     ban_s = 0.0
-
-    def __init__(self, message: str, *, peer: str | None = None, retry_after_s: float = 1.0) -> None:
-        super().__init__(message, peer=peer)
-        self.retry_after_s = retry_after_s
+    retry_after_s = 1.0
 
 
 class PeerOutdated(PeerError):
@@ -290,7 +342,7 @@ class CapacityError(Error):
 
     code = "capacity"
     http_status = 503
-    retry = "other"
+    retry: ClassVar[Retry] = "other"
 
 
 class CacheFull(CapacityError):
@@ -303,6 +355,22 @@ class SpanTooLarge(CapacityError):
     """The span needs more memory than this machine has free."""
 
     code = "span_too_large"
+
+
+class GatewayBusy(CapacityError):
+    """The gateway computes as many answers as it may."""
+
+    code = "gateway_busy"
+    retry = "same"
+    retry_after_s = 1.0
+
+
+class DatabaseFailed(CapacityError):
+    """The gateway's database of API keys and usage does not answer."""
+
+    code = "database"
+    retry = "same"
+    retry_after_s = 5.0
 
 
 class ModelError(Error):
@@ -383,6 +451,7 @@ def revive(code: str, message: str, *, peer: str, retry_after_s: float | None = 
     cls = known.get(code, PeerFailed)
     if cls in (InternalError, LocalProtocolError, Error):
         cls = PeerFailed
-    if issubclass(cls, PeerBusy):
-        return cls(message, peer=peer, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
-    return cls(message, peer=peer)
+    revived = cls(message, peer=peer)
+    if retry_after_s is not None and issubclass(cls, PeerBusy):
+        revived.retry_after_s = retry_after_s
+    return revived

@@ -7,7 +7,7 @@ MAX_FUNCTION_LINES = 60
 MAX_CONSTRUCTOR_ARGUMENTS = 6
 
 # "path" or "path::function", each with its reason.
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {"src/corolla/errors.py": "every way to fail, on one page"}
 
 
 def test_files_functions_and_constructors_are_small(root):

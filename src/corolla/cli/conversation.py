@@ -17,31 +17,16 @@ from corolla.blocks import compute_dtype, context_tokens, weight_format
 from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
-from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm
-from corolla.errors import ContextTooLong, Error, NoChain, UsageError
+from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm, only_model
+from corolla.errors import ContextTooLong, Error, UsageError
 from corolla.hub import HubConfig, Progress, load_tokenizer, open_repository
 from corolla.swarm import SwarmConfig
-from corolla.terms import Chain, Snapshot
+from corolla.terms import Chain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Conversation", "only_model"]
-
-
-def only_model(snapshot: Snapshot) -> str:
-    """Name the one model that a swarm serves.
-
-    Raises:
-        NoChain: If it serves none.
-        UsageError: If it serves several.
-    """
-    names = {server.model: server.model_name for server in snapshot.announcements}
-    if not names:
-        raise NoChain("the swarm has no server yet, so there is no model to talk to; try again when one has joined")
-    if len(names) > 1:
-        raise UsageError(f"the swarm serves {len(names)} models; name one of them: {', '.join(sorted(names.values()))}")
-    return next(iter(names.values()))
+__all__ = ["Conversation"]
 
 
 class Conversation:

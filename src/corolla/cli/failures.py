@@ -23,6 +23,7 @@ MISUSED = 2
 """The exit code for what was asked in vain and always will be."""
 
 _FAILED = 1
+_EXTRAS = dict.fromkeys(("fastapi", "llguidance", "sqlalchemy", "uvicorn"), "gateway")
 
 _EXTRAS = {"fastapi": "monitor", "prometheus_client": "monitor", "uvicorn": "monitor"}
 """Where packages belong; others come with torch."""

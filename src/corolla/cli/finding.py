@@ -15,12 +15,13 @@ from corolla.terms import Address
 __all__ = ["find_peers"]
 
 
-def find_peers(settings: Settings, output: Output) -> tuple[str, ...]:
+def find_peers(settings: Settings, output: Output, models: Sequence[str] = ()) -> tuple[str, ...]:
     """Give the addresses of peers of the swarm that a command is to use.
 
     Args:
         settings: What the command was told.
         output: Hears which swarm was found, if it was told of none.
+        models: Which models it is to have; none for the one in the settings, if there is one.
 
     Raises:
         UsageError: If none is given and none is found, or several models are and none is named.
@@ -30,12 +31,13 @@ def find_peers(settings: Settings, output: Output) -> tuple[str, ...]:
     invite = None if swarm.invite is None else Invite.read(swarm.invite)
     if config.peers or swarm.directory or (invite and invite.peers):
         return config.peers
+    model = models[0] if models else config.model
     topic = Topic(invite.grant.swarm if invite else None, None)
     if swarm.lan and (neighbours := anyio.run(_look_nearby, swarm, topic)):
-        return _choose(neighbours, config.model, output)
+        return _choose(neighbours, model, output)
     if swarm.dht:
-        if invite is None and config.model:
-            topic = Topic(None, open_repository(config.model, config=settings.get(HubConfig)).model_id)
+        if invite is None and model:
+            topic = Topic(None, open_repository(model, config=settings.get(HubConfig)).model_id)
         if found := anyio.run(_look_anywhere, swarm, topic):
             output.note(f"found {len(found)} addresses in the DHT, the first {found[0]}", "dim")
             return tuple(found)

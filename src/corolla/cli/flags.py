@@ -99,12 +99,12 @@ def _parameter(flag: Flag) -> inspect.Parameter:
         "hidden": flag.is_hidden,
         "metavar": _metavar(flag, hint, field.metadata.get("unit")),
     }
+    kind = list[str] if get_origin(hint) is tuple else str
     if not flag.shown.startswith("-"):
-        return _keyword(_parameter_name(flag), Annotated[str | None, typer.Argument(**shape, show_default=False)])
+        return _keyword(_parameter_name(flag), Annotated[kind | None, typer.Argument(**shape, show_default=False)])
     shape["show_default"] = _shown_default(field.default)
     if hint is bool:
         return _keyword(_parameter_name(flag), Annotated[bool | None, typer.Option(flag.shown, **shape)])
-    kind = list[str] if get_origin(hint) is tuple else str
     return _keyword(_parameter_name(flag), Annotated[kind | None, typer.Option(flag.shown, **shape)])
 
 

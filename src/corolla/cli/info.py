@@ -60,7 +60,7 @@ def info(settings: Settings) -> None:
     look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite or swarm.directory else None
     name = config.model
     if name is None and look is not None:
-        from corolla.cli.conversation import only_model
+        from corolla.client import only_model
 
         name = only_model(look.snapshot)
     if name is None:

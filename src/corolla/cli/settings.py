@@ -52,6 +52,8 @@ SECTIONS = {
     "monitor": "corolla.monitor:MonitorConfig",
     "chat": "corolla.cli.config:ChatConfig",
     "demo": "corolla.cli.config:DemoConfig",
+    "gateway": "corolla.gateway:GatewayConfig",
+    "key": "corolla.gateway:KeyConfig",
     "invite": "corolla.cli.config:InviteConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",

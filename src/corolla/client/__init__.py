@@ -7,7 +7,7 @@ from corolla.client.blocks import RemoteBlocks
 from corolla.client.config import ClientConfig
 from corolla.client.directory import AsyncSwarm, Target
 from corolla.client.generation import GenerationSession
-from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel
+from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel, only_model
 from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
@@ -27,4 +27,5 @@ __all__ = [
     "StepTokens",
     "Swarm",
     "Target",
+    "only_model",
 ]

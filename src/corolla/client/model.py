@@ -16,12 +16,12 @@ from corolla.client.directory import Target
 from corolla.client.generation import GenerationSession
 from corolla.client.sync import Swarm
 from corolla.codec import check_preference
-from corolla.errors import UsageError
+from corolla.errors import NoChain, UsageError
 from corolla.hub import HubConfig, Progress, open_repository, stay_silent
-from corolla.terms import ModelId, Span
+from corolla.terms import ModelId, Snapshot, Span
 from corolla.wire.limits import MAX_STEP_TOKENS
 
-__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "RemoteModel"]
+__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "RemoteModel", "only_model"]
 
 
 class RemoteModel:
@@ -178,3 +178,21 @@ class AutoModelForSequenceClassification(_AutoModel):
     """Makes models that classify texts; the classification head is trained on this side."""
 
     _auto_class = transformers.AutoModelForSequenceClassification
+
+
+def only_model(snapshot: Snapshot) -> str:
+    """Name the one model that a swarm serves.
+
+    Args:
+        snapshot: What is seen of the swarm.
+
+    Raises:
+        NoChain: If it serves none.
+        UsageError: If it serves several.
+    """
+    names = {server.model: server.model_name for server in snapshot.announcements}
+    if not names:
+        raise NoChain("the swarm has no server yet, so there is no model to use; try again when one has joined")
+    if len(names) > 1:
+        raise UsageError(f"the swarm serves {len(names)} models; name one of them: {', '.join(sorted(names.values()))}")
+    return next(iter(names.values()))

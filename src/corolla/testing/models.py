@@ -14,7 +14,14 @@ _CHAT_TEMPLATE = (
 _FIRST_CHARACTER, _LAST_CHARACTER = 32, 126
 
 
-def save_tiny_model(directory: Path, *, family: str = "llama", shard_bytes: int = 100_000) -> Path:
+def save_tiny_model(
+    directory: Path,
+    *,
+    family: str = "llama",
+    shard_bytes: int = 100_000,
+    context_tokens: int | None = None,
+    chat_template: str = _CHAT_TEMPLATE,
+) -> Path:
     """Write a tiny model as one would find it on a hub: sharded safetensors, configuration, tokenizer.
 
     Its weights are random but always the same; its tokenizer has a token for every printable ASCII character.
@@ -23,6 +30,8 @@ def save_tiny_model(directory: Path, *, family: str = "llama", shard_bytes: int 
         directory: Where to; made if it is not there.
         family: One of :data:`FAMILIES`.
         shard_bytes: How large a weight file may be.
+        context_tokens: The longest sequence that it says it was made for; ``None`` for 256.
+        chat_template: How its tokenizer writes a chat.
 
     Returns:
         The directory.
@@ -34,15 +43,19 @@ def save_tiny_model(directory: Path, *, family: str = "llama", shard_bytes: int 
     characters = [chr(code) for code in range(_FIRST_CHARACTER, _LAST_CHARACTER + 1)] + ["\n"]
     vocabulary = specials | {character: len(specials) + index for index, character in enumerate(characters)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse()]
+    )  # of no effect but to say of what kind it is
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
     model = build_tiny(tiny_config(family))
+    if context_tokens is not None:
+        model.config.max_position_embeddings = context_tokens
     model.save_pretrained(directory, max_shard_size=shard_bytes)
     fast.save_pretrained(directory)
     return directory

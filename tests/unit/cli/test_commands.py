@@ -20,8 +20,14 @@ def found(name):
 
 
 def commands_of(name):
-    """Give the command, or those below it."""
-    return list(getattr(found(name), "commands", {name: found(name)}).items())
+    """Give the command, or those below it, each with the words that name it."""
+    rest = [((name,), found(name))]
+    while rest:
+        words, command = rest.pop()
+        below = getattr(command, "commands", {})
+        rest += [((*words, word), one) for word, one in below.items()]
+        if not below:
+            yield words, command
 
 
 @each_command
@@ -42,8 +48,8 @@ def test_each_flag_is_a_setting_and_shows_its_help(name):
 
 @each_command
 def test_help_can_be_asked_for(name, invoke):
-    for below, _ in commands_of(name):
-        done = invoke(*dict.fromkeys((name, below)), "--help")
+    for words, _ in commands_of(name):
+        done = invoke(*words, "--help")
         assert (done.exit_code, done.stderr) == (0, "")
         assert "--debug" in done.stdout
 

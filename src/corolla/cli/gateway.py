@@ -1,0 +1,209 @@
+"""``corolla gateway``: an OpenAI-compatible API and a chat page over a swarm, and its API keys."""
+
+import asyncio
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import torch
+import typer
+from platformdirs import user_data_path
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from corolla.cli.config import ChatConfig, OutputConfig
+from corolla.cli.console import Output, without_controls
+from corolla.cli.finding import find_peers
+from corolla.cli.flags import Flag, command
+from corolla.cli.progress import show_progress
+from corolla.cli.settings import Settings
+from corolla.cli.signals import catch_signals
+from corolla.client import ClientConfig, Swarm
+from corolla.errors import UsageError
+from corolla.gateway import GatewayConfig, KeyConfig
+from corolla.gateway.accounts import Accounts, NewKey, Spent
+from corolla.gateway.catalog import Catalog
+from corolla.gateway.gateway import Gateway
+from corolla.gateway.serving import serve
+from corolla.hub import HubConfig
+from corolla.swarm import SwarmConfig
+from corolla.telemetry import configure_logging
+
+__all__ = ["gateway", "keys", "list_", "new", "revoke", "run"]
+
+
+class _KeysOrRun(TyperGroup):
+    """``corolla gateway keys`` is one thing; anything else that follows ``corolla gateway`` is a run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - of typer's own copy of click, or click
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
+gateway = typer.Typer(
+    cls=_KeysOrRun,
+    help="Offer models of a swarm by an API like OpenAI's, and by a chat page.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(
+    help="The gateway's API keys.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+_DATABASE = Flag("gateway.database")
+_OUTPUT = (Flag("output.json"), Flag("output.quiet"))
+
+
+@command(
+    sections=("gateway", "chat", "client", "swarm", "hub"),
+    flags=(
+        Flag("gateway.models", "MODEL"),
+        Flag("chat.peers", "--peer"),
+        Flag("swarm.invite"),
+        Flag("swarm.lan", "--lan/--no-lan"),
+        Flag("swarm.dht"),
+        Flag("gateway.host"),
+        Flag("gateway.port"),
+        _DATABASE,
+        Flag("gateway.cors_origins", "--cors-origin"),
+        Flag("gateway.max_answers"),
+        Flag("client.codec"),
+        Flag("client.precision"),
+        Flag("client.allow_peers", "--allow-peer"),
+        Flag("client.avoid_peers", "--avoid-peer"),
+        Flag("chat.threads"),
+        Flag("output.log_level"),
+        Flag("output.log_json"),
+        *_OUTPUT,
+    ),
+)
+def run(settings: Settings) -> None:
+    """Offer models of a swarm to programs, by an API like OpenAI's, and to people, by a page.
+
+    The first run makes an API key and shows it, once. corolla gateway keys makes more, lists and revokes them.
+    """
+    output, config = Output(settings.get(OutputConfig)), settings.get(GatewayConfig)
+    configure_logging(settings.get(OutputConfig).log_level, json=settings.get(OutputConfig).log_json)
+    chat = settings.get(ChatConfig)
+    if chat.threads:
+        torch.set_num_threads(chat.threads)
+    with closing(_accounts(config)) as accounts:
+        peers = find_peers(settings, output, config.models)
+        swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=settings.get(SwarmConfig))
+        with closing(swarm):
+            with show_progress(output) as report:
+                catalog = Catalog.load(config.models, swarm, hub=settings.get(HubConfig), report=report)
+            anyio.run(_Run(Gateway(catalog, accounts, config), accounts, output).live)
+
+
+@command(
+    sections=("gateway", "key"),
+    flags=(Flag("key.name"), Flag("key.requests_per_min"), Flag("key.tokens_per_day"), _DATABASE, *_OUTPUT),
+)
+def new(settings: Settings) -> None:
+    """Make an API key, and show it, once."""
+    output = Output(settings.get(OutputConfig))
+    with closing(_accounts(settings.get(GatewayConfig))) as accounts:
+        made = accounts.make(settings.get(KeyConfig))
+    if output.is_json:
+        output.json({"id": made.id, "key": made.text})
+        return
+    output.note(f"API key {made.id}; it is shown only now, keep it like a password")
+    output.result(made.text)
+
+
+@command(sections=("gateway", "key"), flags=(Flag("key.id", "ID"), _DATABASE, *_OUTPUT))
+def revoke(settings: Settings) -> None:
+    """Take an API key back, from the next request on."""
+    key = settings.get(KeyConfig).id
+    if key is None:
+        raise UsageError("say which key to revoke, by its id; corolla gateway keys list shows them")
+    with closing(_accounts(settings.get(GatewayConfig))) as accounts:
+        accounts.revoke(key)
+    Output(settings.get(OutputConfig)).note(f"API key {key} is revoked")
+
+
+@command(sections=("gateway",), flags=(_DATABASE, *_OUTPUT))
+def list_(settings: Settings) -> None:
+    """List the API keys, what they allow and what was spent with them."""
+    output = Output(settings.get(OutputConfig))
+    with closing(_accounts(settings.get(GatewayConfig))) as accounts:
+        spent = accounts.all()
+    if output.is_json:
+        output.json([{name: getattr(one, name) for name in one.__slots__} for one in spent])
+        return
+    table = Table("key", "for", "made", "allows", "requests", "read", "written", "", box=None, header_style="dim")
+    for one in spent:
+        cells = [one.id, one.name, _date(one.made_s), _allowance(one)]
+        cells += [f"{number:,}" for number in (one.requests, one.read_tokens, one.written_tokens)]
+        cells.append("" if one.revoked_s is None else f"revoked {_date(one.revoked_s)}")
+        table.add_row(*(Text(without_controls(cell)) for cell in cells))
+    output.result(table if spent else "there is no key; make one with: corolla gateway keys new")
+
+
+gateway.add_typer(run)
+gateway.add_typer(keys, name="keys")
+for _command in (new, list_, revoke):
+    keys.add_typer(_command)
+
+
+class _Run:
+    """A gateway at work, and what is told of it."""
+
+    def __init__(self, gateway: Gateway, accounts: Accounts, output: Output) -> None:
+        self._gateway = gateway
+        self._accounts = accounts
+        self._output = output
+
+    async def live(self) -> None:
+        """Serve until Ctrl-C or SIGTERM."""
+        leaving, loop = anyio.Event(), asyncio.get_running_loop()
+
+        def leave() -> None:
+            loop.call_soon_threadsafe(leaving.set)
+
+        with catch_signals(leave, signal.SIGINT, signal.SIGTERM):
+            first = await anyio.to_thread.run_sync(_first_key, self._accounts)
+
+            def tell(address: str) -> None:
+                self._tell(address, first)
+
+            await serve(self._gateway, tell, leaving)
+
+    def _tell(self, address: str, first: NewKey | None) -> None:
+        models = [offer.name for offer in self._gateway.catalog.all()]
+        if self._output.is_json:
+            self._output.json({"url": address, "models": models, "key": first and first.text})
+            return
+        self._output.result(f"{', '.join(map(without_controls, models))} at {address}/v1; Ctrl-C leaves", style="bold")
+        if first is None:
+            self._output.note("  for the API key see where it was made, or make one: corolla gateway keys new")
+        else:
+            self._output.result(f"  API key, shown only now:  {first.text}")
+
+
+def _first_key(accounts: Accounts) -> NewKey | None:
+    return accounts.make(KeyConfig(name="first")) if accounts.is_empty() else None
+
+
+def _accounts(config: GatewayConfig) -> Accounts:
+    return Accounts(config.database or _file())
+
+
+def _file() -> Path:
+    return user_data_path("corolla", appauthor=False) / "gateway.sqlite"
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+
+
+def _allowance(one: Spent) -> str:
+    limits = [
+        f"{number:,} {what}"
+        for number, what in ((one.requests_per_min, "requests/min"), (one.tokens_per_day, "tokens/day"))
+        if number is not None
+    ]
+    return ", ".join(limits) or "all"

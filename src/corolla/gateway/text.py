@@ -1,0 +1,84 @@
+"""Tokens to text as they come: whole characters only, and nothing of what a stop string may turn out to be.
+
+Knows no model and no HTTP.
+"""
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["Spelling", "StopFinder"]
+
+_CONTEXT_TOKENS = 6
+"""Tokenizers write a token otherwise after others; so many tokens before it tell how."""
+_UNFINISHED = "\ufffd"
+
+
+class Spelling:
+    """Spells tokens, one after another; the pieces joined are what the tokens say after the prompt.
+
+    Args:
+        decode: Tokens to text.
+        prompt: The tokens before the first one.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> None:
+        self._decode = decode
+        self._tokens = list(prompt[-_CONTEXT_TOKENS:])
+        self._start = 0
+        self._spelled = len(self._tokens)
+
+    def push(self, token: int) -> str:
+        """Give the text that is certain now: empty in the middle of a character."""
+        self._tokens.append(token)
+        return self._spell(is_last=False)
+
+    def end(self) -> str:
+        """Give what is left, a broken character perhaps."""
+        return self._spell(is_last=True)
+
+    def _spell(self, *, is_last: bool) -> str:
+        before = self._decode(self._tokens[self._start : self._spelled])
+        now = self._decode(self._tokens[self._start :])
+        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not is_last):
+            return ""
+        self._start, self._spelled = max(self._start, self._spelled - _CONTEXT_TOKENS), len(self._tokens)
+        return now[len(before) :]
+
+
+class StopFinder:
+    """Lets text through up to the first stop string that is complete, wherever the pieces of text end.
+
+    Args:
+        stops: The stop strings, of any length.
+
+    Attributes:
+        found: The stop string that was found; ``None`` before.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> str:
+        """Give the text that no stop string can take any more."""
+        if self.found is not None:
+            return ""
+        text = self._held + text
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            _, at, self.found = min(ends)
+            self._held = ""
+            return text[:at]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """Give what was held back and is no stop string after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Count the letters at the end of a text with which a stop string begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
