@@ -17,6 +17,7 @@ from corolla.blocks import compute_dtype, context_tokens, weight_format
 from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
+from corolla.cli.state import with_state
 from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm, only_model
 from corolla.errors import ContextTooLong, Error, UsageError
 from corolla.hub import HubConfig, Progress, load_tokenizer, open_repository
@@ -51,7 +52,7 @@ class Conversation:
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
         client, hub = settings.get(ClientConfig), settings.get(HubConfig)
-        swarm = settings.get(SwarmConfig)
+        swarm = with_state(settings.get(SwarmConfig))
         self._swarm = Swarm(peers or self._config.peers, config=client, swarm_config=swarm)
         try:
             self.name = self._config.model or only_model(self._swarm.snapshot())

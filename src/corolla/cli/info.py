@@ -13,6 +13,7 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.servers import server_as_data, show_servers
 from corolla.cli.settings import Settings
+from corolla.cli.state import with_state
 from corolla.errors import UsageError
 from corolla.hub import HubConfig, Progress, open_repository
 from corolla.monitor import look_at_swarm
@@ -56,7 +57,7 @@ def info(settings: Settings) -> None:
     Who serves it is seen from a --peer of the swarm; without MODEL, it is the only model that the swarm has.
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
-    swarm = settings.get(SwarmConfig)
+    swarm = with_state(settings.get(SwarmConfig))
     look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite or swarm.directory else None
     name = config.model
     if name is None and look is not None:

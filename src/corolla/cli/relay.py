@@ -12,6 +12,7 @@ from corolla.cli.console import Output
 from corolla.cli.flags import Flag, command
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
+from corolla.cli.state import with_state
 from corolla.swarm import LightConfig, LightPeer, RelayConfig, RelayLoad, SwarmConfig
 from corolla.swarm.light import LightStage
 from corolla.telemetry import configure_logging
@@ -54,7 +55,7 @@ def relay(settings: Settings) -> None:
     configure_logging(config.log_level, json=config.log_json)
     peer = LightPeer(
         settings.get(LightConfig),
-        swarm=settings.get(SwarmConfig),
+        swarm=with_state(settings.get(SwarmConfig)),
         relay=replace(settings.get(RelayConfig), enabled=True),
         version=__version__,
     )

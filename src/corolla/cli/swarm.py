@@ -64,7 +64,7 @@ def status(settings: Settings) -> None:
 
     It is seen from a --peer of it, by an --invite to it, or else from a server on the local network.
     """
-    output, config = Output(settings.get(OutputConfig)), settings.get(SwarmConfig)
+    output, config = Output(settings.get(OutputConfig)), with_state(settings.get(SwarmConfig))
     look = anyio.run(look_at_swarm, config, find_peers(settings, output))
     models = [
         (model, sorted(servers, key=lambda one: (one.span, one.peer)))

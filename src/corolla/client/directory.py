@@ -32,13 +32,13 @@ from corolla.routing import (
 )
 from corolla.swarm import (
     Channel,
-    Contacts,
     Directory,
     Endpoint,
     Identity,
     Pings,
     SwarmConfig,
     TlsTransport,
+    contacts_of,
     dial_through_relays,
     make_watcher,
     spread_revocations,
@@ -90,7 +90,7 @@ class AsyncSwarm:
         self._endpoint = Endpoint(identity, [own], self._swarm_config)
         self._upgrades = dial_through_relays(self._endpoint, own)
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
-        contacts = Contacts([*peers, *self._endpoint.invited_to])
+        contacts = contacts_of(self._endpoint, peers)
         self._watcher = make_watcher(self._endpoint, directory, contacts, rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()
@@ -108,6 +108,7 @@ class AsyncSwarm:
 
         Raises:
             BootstrapFailed: If none of the given peers answers.
+            NotAMember: If the swarm turns this peer away.
         """
         with ungrouped():
             await self._enter()

@@ -41,6 +41,7 @@ class Swarm:
         ConfigError: If an address cannot be read.
         UsageError: If the invite is none, or has expired.
         BootstrapFailed: If none of the peers answers.
+        NotAMember: If the swarm turns this peer away.
     """
 
     def __init__(

@@ -10,7 +10,6 @@ import anyio
 
 from corolla.errors import Error, ungrouped
 from corolla.swarm import (
-    Contacts,
     Directory,
     Endpoint,
     Identity,
@@ -18,6 +17,7 @@ from corolla.swarm import (
     SwarmConfig,
     TlsTransport,
     Watcher,
+    contacts_of,
     dial_through_relays,
     make_watcher,
 )
@@ -54,13 +54,14 @@ async def watching(config: SwarmConfig, peers: Sequence[str]) -> AsyncIterator[t
     Raises:
         UsageError: If the invite is none, or an address cannot be read.
         BootstrapFailed: If no peer answers.
+        NotAMember: If the swarm turns this peer away.
     """
     identity = Identity.generate()
     tls = TlsTransport(identity, config)
     endpoint = Endpoint(identity, [tls], config)
     upgrades = dial_through_relays(endpoint, tls)
     directory = Directory(config, admits=endpoint.admits, wall_s=time.time)
-    contacts = Contacts([*peers, *endpoint.invited_to])
+    contacts = contacts_of(endpoint, peers)
     watcher = make_watcher(endpoint, directory, contacts, rng=random.Random())
     with ungrouped():
         async with endpoint, anyio.create_task_group() as tasks:
@@ -82,6 +83,7 @@ async def look_at_swarm(config: SwarmConfig, peers: Sequence[str]) -> Look:
     Raises:
         UsageError: If the invite is none, or an address cannot be read.
         BootstrapFailed: If no peer answers.
+        NotAMember: If the swarm turns this peer away.
     """
     async with watching(config, peers) as (endpoint, watcher):
         snapshot, pings = watcher.snapshot(), Pings(endpoint)

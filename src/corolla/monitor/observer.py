@@ -175,6 +175,7 @@ async def observing(swarm: SwarmConfig, peers: Sequence[str], config: MonitorCon
         UsageError: If the invite is none, or an address cannot be read.
         ConfigError: If the database cannot be used.
         BootstrapFailed: If no peer answers.
+        NotAMember: If the swarm turns this peer away.
     """
     history = History(config.database, keep_s=config.keep_s, max_changes=config.max_events)
     async with history, watching(swarm, peers) as (endpoint, watcher), anyio.create_task_group() as tasks:

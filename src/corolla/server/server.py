@@ -39,6 +39,7 @@ from corolla.swarm import (
     SwarmConfig,
     TlsTransport,
     Topic,
+    contacts_of,
     make_presence,
     spread_revocations,
 )
@@ -99,7 +100,11 @@ class Server:
         self._endpoint = Endpoint(self._identity, [self._transport], self._swarm_config)
         if self._endpoint.membership is not None:
             self._endpoint.membership.check_may_serve()
-        self._contacts = Contacts(() if config.new_swarm else (*config.peers, *self._endpoint.invited_to))
+        self._contacts = (
+            Contacts()
+            if config.new_swarm
+            else contacts_of(self._endpoint, config.peers, lasts=config.identity is not None)
+        )
         rng = random.Random()
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         self._gossip = make_presence(self._endpoint, directory, self._contacts, rng=rng)
@@ -179,6 +184,7 @@ class Server:
         Raises:
             ConfigError: If it cannot listen where it should.
             BootstrapFailed: If none of the given peers answers.
+            NotAMember: If the swarm turns this peer away.
             ModelError: If the model cannot be served.
             CapacityError: If it does not fit.
         """

@@ -12,7 +12,7 @@ from corolla.swarm.directory.keeping import make_presence, make_watcher
 from corolla.swarm.directory.presence import Presence
 from corolla.swarm.directory.watcher import Watcher
 from corolla.swarm.endpoint import ChannelHandler, Endpoint
-from corolla.swarm.finding.contacts import Contact, Contacts
+from corolla.swarm.finding.contacts import Contact, Contacts, contacts_of
 from corolla.swarm.finding.dht import MainlineDht
 from corolla.swarm.finding.lan import LocalNetwork, Neighbour, is_loopback
 from corolla.swarm.finding.meeting import Meeting
@@ -68,6 +68,7 @@ __all__ = [
     "Verdict",
     "Watcher",
     "check_may_use",
+    "contacts_of",
     "dial_through_relays",
     "format_address",
     "is_loopback",

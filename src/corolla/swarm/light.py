@@ -17,7 +17,7 @@ from corolla.swarm.config import LightConfig, RelayConfig, SwarmConfig
 from corolla.swarm.directory.directory import Directory
 from corolla.swarm.directory.keeping import make_presence
 from corolla.swarm.endpoint import Endpoint
-from corolla.swarm.finding.contacts import Contacts
+from corolla.swarm.finding.contacts import contacts_of
 from corolla.swarm.identity import Identity
 from corolla.swarm.members.spreading import spread_revocations
 from corolla.swarm.reach.reach import Reach
@@ -59,7 +59,7 @@ class LightPeer:
         self._endpoint = Endpoint(identity, [tls], self._swarm_config)
         if self._endpoint.membership is not None:
             self._endpoint.membership.check_may_serve()
-        contacts = Contacts([*config.peers, *self._endpoint.invited_to])
+        contacts = contacts_of(self._endpoint, config.peers, lasts=config.identity is not None)
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         rng = random.Random()
         self._gossip = make_presence(self._endpoint, directory, contacts, rng=rng)
@@ -103,6 +103,7 @@ class LightPeer:
         Raises:
             ConfigError: If it cannot listen where it should.
             BootstrapFailed: If none of the given peers answers.
+            NotAMember: If the swarm turns this peer away.
         """
 
         async def reach(stage: LightStage) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import anyio
 
-from corolla.errors import BootstrapFailed, Error, UsageError, ungrouped
+from corolla.errors import Error, PeerTimeout, UsageError, ungrouped
 from corolla.swarm.channel import Channel
 from corolla.swarm.directory.directory import Directory
 from corolla.swarm.directory.entry import Entry
@@ -22,7 +22,7 @@ from corolla.swarm.directory.link import Link
 from corolla.swarm.directory.neighbours import Neighbours, Visit
 from corolla.swarm.directory.presence import Presence
 from corolla.swarm.endpoint import Endpoint
-from corolla.swarm.finding.contacts import Contact, Contacts
+from corolla.swarm.finding.contacts import Contact, Contacts, cause_of
 from corolla.wire import Message, News, Ping, Pong, expect
 
 __all__ = ["Gossip"]
@@ -66,18 +66,21 @@ class Gossip(Presence):
 
         Raises:
             BootstrapFailed: If the user named contacts and nobody answers; lists what went wrong with each.
+            NotAMember: If they did, and one of them turns this peer away; says why.
+            UsageError: If one of them is this peer itself, or of a swarm whose directory a store keeps.
         """
-        await self._contacts.load()
-        problems: list[str] = []
+        await self._contacts.load(but=self._endpoint.peer_id)
+        failures: list[Error] = []
 
         async def attempt(contact: Contact, ended: anyio.Event) -> None:
             try:
                 with anyio.fail_after(self._config.handshake_s):
                     await self._meet(contact)
             except Error as error:
-                problems.append(error.message)
+                failures.append(error)
             except TimeoutError:
-                problems.append(f"{', '.join(contact.addresses)}: no answer within {self._config.handshake_s:g} s")
+                place, limit_s = ", ".join(contact.addresses), self._config.handshake_s
+                failures.append(PeerTimeout(f"{place}: no answer within {limit_s:g} s", peer=contact.peer))
             else:
                 tasks.cancel_scope.cancel()
             ended.set()
@@ -89,10 +92,7 @@ class Gossip(Presence):
                 with anyio.move_on_after(self._config.race_delay_s):
                     await ended.wait()
         if self._exchange.in_step_s is None and self._contacts.given:
-            raise BootstrapFailed(
-                "no peer of the swarm could be reached; check the addresses and that one of the peers runs: "
-                + "; ".join(problems)
-            )
+            raise cause_of(failures)
 
     async def leave(self) -> None:
         """Tell everyone that this peer is gone, as far as they can be told within one request's deadline."""
@@ -105,7 +105,8 @@ class Gossip(Presence):
 
     async def run(self) -> None:
         """Keep in step until cancelled."""
-        remember_at_s = anyio.current_time() + _REMEMBER_EVERY_S / 10
+        remember_s = _REMEMBER_EVERY_S / 10
+        remember_at_s = anyio.current_time() + remember_s
         async with anyio.create_task_group() as tasks:
             while True:
                 now_s = anyio.current_time()
@@ -113,8 +114,9 @@ class Gossip(Presence):
                 for visit in self._exchange.tick(now_s):
                     tasks.start_soon(self._visit, visit)
                 if now_s >= remember_at_s:
-                    remember_at_s = now_s + _REMEMBER_EVERY_S
-                    await self._contacts.remember(self.snapshot().announcements, but=self._endpoint.peer_id)
+                    remember_s = min(2 * remember_s, _REMEMBER_EVERY_S)
+                    remember_at_s = now_s + remember_s
+                    await self._contacts.remember(self.snapshot().announcements)
                 await anyio.sleep(min(_TICK_S, self._config.gossip_interval_s / 2))
 
     async def handle(self, channel: Channel, message: Message) -> None:

@@ -67,6 +67,7 @@ class Presence(ABC):
 
         Raises:
             BootstrapFailed: If that which the directory is to be learned from cannot be reached.
+            NotAMember: If it turns this peer away; says why.
         """
 
     async def announce(self, announcement: Claim) -> None:

@@ -12,7 +12,7 @@ from corolla.swarm.channel import Channel
 from corolla.swarm.directory.directory import Directory
 from corolla.swarm.directory.view import View
 from corolla.swarm.endpoint import Endpoint
-from corolla.swarm.finding.contacts import Contact, Contacts
+from corolla.swarm.finding.contacts import Contact, Contacts, cause_of
 from corolla.terms import ModelId, Snapshot
 from corolla.wire import Publish, Subscribe, expect
 
@@ -38,7 +38,7 @@ class Watcher:
         self._view = View(directory, endpoint.config)
         self._contacts = contacts
         self._rng = rng
-        self._problems: list[str] = []
+        self._failures: list[Error] = []
 
     @property
     def view(self) -> View:
@@ -63,15 +63,16 @@ class Watcher:
 
         Raises:
             BootstrapFailed: If there is no contact at all, or the first round finds none that answers.
+            NotAMember: If one of them turns this peer away; says why.
         """
-        await self._contacts.load()
+        await self._contacts.load(but=self._endpoint.peer_id)
         if not self._contacts.all():
             raise BootstrapFailed("no peer of the swarm is known; give the address of one")
         while True:
-            self._problems = []
+            self._failures = []
             await self._follow_any(self._candidates())
             if self._view.in_step_s is None:
-                raise BootstrapFailed(self._complaint())
+                raise cause_of(self._failures)
             await anyio.sleep(self._config.gossip_interval_s * self._rng.uniform(0.1, 0.3))
 
     async def wait_for(self, predicate: Callable[[Snapshot], bool], deadline_s: float) -> Snapshot:
@@ -111,7 +112,7 @@ class Watcher:
                 try:
                     await self._follow(candidate, lambda: win(scope))
                 except Error as error:
-                    self._problems.append(error.message)
+                    self._failures.append(error)
                     _LOG.debug("stopped following a peer: %s", error.message)
             ended.set()
 
@@ -147,7 +148,7 @@ class Watcher:
                     self._view.ring()
                 if now_s >= remember_at_s:
                     remember_at_s = now_s + _REMEMBER_EVERY_S
-                    await self._contacts.remember(self.snapshot().announcements, but=self._endpoint.peer_id)
+                    await self._contacts.remember(self.snapshot().announcements)
                 publish = await self._next(channel)
 
     async def _next(self, channel: Channel) -> Publish:
@@ -155,5 +156,4 @@ class Watcher:
         return expect(received.message, Publish, peer=channel.peer)
 
     def _complaint(self) -> str:
-        tried = "; ".join(self._problems) or "none has answered yet"
-        return f"no peer of the swarm could be reached; check the addresses and that one of the peers runs: {tried}"
+        return cause_of(self._failures).message

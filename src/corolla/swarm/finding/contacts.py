@@ -1,6 +1,8 @@
 """Whom to turn to when the directory is empty: peers named by the user, met by chance, or remembered from last time."""
 
+import hashlib
 import logging
+import secrets
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,16 +12,19 @@ import msgspec
 from anyio import to_thread
 from msgspec import Meta
 
-from corolla.errors import ConfigError
+from corolla.errors import BootstrapFailed, ConfigError, Error
 from corolla.swarm.address import parse_address, split_address
 from corolla.swarm.config import SwarmConfig
+from corolla.swarm.endpoint import Endpoint
 from corolla.terms import PEER_ID_PATTERN, Address, Announcement, PeerId
 
-__all__ = ["Contact", "Contacts"]
+__all__ = ["Contact", "Contacts", "cause_of", "contacts_of"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_ADDRESSES: Final = 16
 _MAX_FILE_BYTES: Final = 1 << 20
+_MAX_FILES: Final = 64
+"""Swarms whose peers are remembered."""
 
 
 class Contact(msgspec.Struct, frozen=True):
@@ -77,27 +82,29 @@ class Contacts:
         self._met[key] = contact
         return True
 
-    async def load(self) -> None:
-        """Read the file; one that is missing or damaged costs no more than what it held."""
+    async def load(self, *, but: PeerId | None = None) -> None:
+        """Read the file; one that is missing or damaged costs no more than what it held.
+
+        Args:
+            but: Whom to leave out: this peer itself.
+        """
         if self._path is None:
             return
         try:
-            self._remembered = await to_thread.run_sync(_read, self._path)
+            remembered = await to_thread.run_sync(_read, self._path)
+            self._remembered = tuple(contact for contact in remembered if contact.peer != but)
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError, ConfigError) as error:
             _LOG.warning("the remembered peers in %s cannot be read and are ignored: %s", self._path, error)
 
-    async def remember(self, announcements: Iterable[Announcement], *, but: PeerId) -> None:
-        """Write down where peers are, for the next start, if that has changed.
+    async def remember(self, announcements: Iterable[Announcement]) -> None:
+        """Write down where peers are, for the next start of this one or another, if that has changed.
 
         Args:
             announcements: Theirs.
-            but: Whom to leave out: this peer itself.
         """
-        known = (
-            Contact(claim.peer, claim.addresses) for claim in announcements if claim.addresses and claim.peer != but
-        )
+        known = (Contact(claim.peer, claim.addresses) for claim in announcements if claim.addresses)
         chosen = tuple(islice(known, self._max_remembered))
         if self._path is None or not chosen or set(chosen) == set(self._remembered):
             return
@@ -106,6 +113,44 @@ class Contacts:
             await to_thread.run_sync(_write, self._path, chosen)
         except OSError as error:
             _LOG.warning("the peers could not be written to %s: %s", self._path, error)
+
+
+def contacts_of(endpoint: Endpoint, given: Sequence[str] = (), *, lasts: bool = False) -> Contacts:
+    """Make the contacts of a peer: those that it is given, those in its invite, and those that it remembers.
+
+    What it remembers is of the same swarm: a private one, or that of the same given peers, or else of itself last time.
+
+    Args:
+        endpoint: The peer's place in the swarm.
+        given: Addresses.
+        lasts: Whether its identity is the same at the next start.
+
+    Raises:
+        ConfigError: If an address is none.
+    """
+    config, membership = endpoint.config, endpoint.membership
+    names = sorted(given) or ([endpoint.peer_id] if lasts else [])
+    if membership is not None:
+        names = [membership.swarm]
+    path = None
+    if config.state is not None and names:
+        path = config.state / "peers" / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}.json"
+    return Contacts([*given, *endpoint.invited_to], path=path, config=config)
+
+
+def cause_of(failures: Sequence[Error]) -> Error:
+    """Say why no contact let this peer in: by its own fault, if one of them said so, or else because none answered.
+
+    Args:
+        failures: What went wrong with each.
+    """
+    for failure in failures:
+        if failure.retry == "never":  # not a member, for one
+            return failure
+    tried = "; ".join(failure.message for failure in failures) or "none has answered yet"
+    return BootstrapFailed(
+        f"no peer of the swarm could be reached; check the addresses and that one of the peers runs: {tried}"
+    )
 
 
 def _read(path: Path) -> tuple[Contact, ...]:
@@ -119,6 +164,9 @@ def _read(path: Path) -> tuple[Contact, ...]:
 
 def _write(path: Path, contacts: tuple[Contact, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # other peers of this account may write it as well
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(contacts), indent=1))
     draft.replace(path)
+    newest_first = sorted(path.parent.glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True)
+    for forgotten in newest_first[_MAX_FILES:]:
+        forgotten.unlink(missing_ok=True)

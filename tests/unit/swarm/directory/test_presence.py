@@ -172,7 +172,7 @@ async def test_remembered_peers_open_the_swarm_again(memory_net, tmp_path):
         member = await swarm.add()
         path = tmp_path / "peers.json"
         contacts = Contacts(path=path)
-        await contacts.remember([claim(member.endpoint)], but="")
+        await contacts.remember([claim(member.endpoint)])
         again = Contacts(path=path)
         await again.load()
         assert [contact.peer for contact in again.all()] == [member.endpoint.peer_id]

@@ -7,7 +7,7 @@ import anyio
 import msgspec
 import pytest
 
-from corolla.errors import BootstrapFailed, ConfigError
+from corolla.errors import BootstrapFailed, ConfigError, UsageError
 from corolla.swarm import Identity, SwarmConfig
 from corolla.swarm.directory.redis_store import RedisStore
 from corolla.swarm.directory.stamps import accuse, sign
@@ -111,5 +111,5 @@ async def test_whatever_is_in_a_store_is_judged_like_what_peers_say(memory_net, 
 async def test_a_server_whose_peers_gossip_is_told_of_the_store(tls_net, redis):
     kept = replace(QUICK, directory=redis.url())
     async with members(tls_net, kept, 1) as found, tls_net.endpoint(QUICK) as endpoint:
-        with pytest.raises(BootstrapFailed, match="--directory"):
+        with pytest.raises(UsageError, match="--directory"):
             await Member(endpoint, found[0].endpoint.addresses, seed=1).gossip.join()
