@@ -22,6 +22,7 @@ from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
+from corolla.cli.state import with_state
 from corolla.client import ClientConfig, Swarm
 from corolla.errors import UsageError
 from corolla.gateway import GatewayConfig, KeyConfig
@@ -62,6 +63,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
         Flag("gateway.models", "MODEL"),
         Flag("chat.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),
         Flag("gateway.host"),
@@ -91,7 +93,7 @@ def run(settings: Settings) -> None:
         torch.set_num_threads(chat.threads)
     with closing(_accounts(config)) as accounts:
         peers = find_peers(settings, output, config.models)
-        swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=settings.get(SwarmConfig))
+        swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=with_state(settings.get(SwarmConfig)))
         with closing(swarm):
             with show_progress(output) as report:
                 catalog = Catalog.load(config.models, swarm, hub=settings.get(HubConfig), report=report)

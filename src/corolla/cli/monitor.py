@@ -11,7 +11,7 @@ from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
-from corolla.cli.state import state_directory
+from corolla.cli.state import state_directory, with_state
 from corolla.cli.web import WebServer, listen
 from corolla.monitor import MonitorConfig, observing
 from corolla.swarm import SwarmConfig
@@ -25,6 +25,7 @@ __all__ = ["monitor"]
     flags=(
         Flag("chat.peers", "--peer"),
         Flag("swarm.invite"),
+        Flag("swarm.directory"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),
         Flag("swarm.directory"),
@@ -62,7 +63,7 @@ def monitor(settings: Settings) -> None:
 
     async def live() -> None:
         with listen(config.host, config.port) as (ear, url):
-            async with observing(settings.get(SwarmConfig), peers, config) as observer:
+            async with observing(with_state(settings.get(SwarmConfig)), peers, config) as observer:
                 server = WebServer(make_app(observer))
                 with catch_signals(server.stop, signal.SIGINT, signal.SIGTERM):
                     if output.is_json:
