@@ -28,7 +28,6 @@ __all__ = ["monitor"]
         Flag("swarm.directory"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),
-        Flag("swarm.directory"),
         Flag("monitor.host"),
         Flag("monitor.port"),
         Flag("monitor.title"),
