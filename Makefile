@@ -12,12 +12,13 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test wan check lint types bench docs
+.PHONY: help demo test wan chaos check lint types bench docs
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
 	@echo "make test    all tests"
 	@echo "make wan     tests on emulated home routers; needs root on Linux"
+	@echo "make chaos   a soak: servers die while clients speak; CHAOS='--minutes 60 --clients 20'"
 	@echo "make check   lint, types and tests: what a change must pass"
 	@echo "make lint    style, format and the direction of imports"
 	@echo "make types   the type checker"
@@ -33,6 +34,11 @@ test: $(ENVIRONMENT)
 
 wan: $(ENVIRONMENT)
 	COROLLA_WAN=1 $(BIN)/python -m pytest tests/wan
+
+# Random stories in a network in memory first, then processes.
+chaos: $(ENVIRONMENT)
+	$(BIN)/python -m pytest tests/unit/client/test_chaos.py --hypothesis-profile=long --timeout=0
+	$(BIN)/python -m bench.chaos $(CHAOS)
 
 check: lint types test
 

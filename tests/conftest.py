@@ -21,6 +21,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)  # --hypothesis-profile=long
 settings.load_profile("ci")
 
 STARTED_S = 20.0

@@ -372,6 +372,11 @@ class ModelRouter:
         self.span = Span(block, self.span.stop)
         self._patient_until_s = None
 
+    def forgive(self, peer: PeerId) -> None:
+        """Take back :meth:`blame`: the peer has what it was asked for after all."""
+        self._failed.discard(peer)
+        self._swarm.praise(peer)
+
     def blame(self, peer: PeerId, error: Error) -> None:
         """Avoid a peer: here at once, unless it may succeed itself; elsewhere for as long as the error says."""
         now_s = time.monotonic()

@@ -261,7 +261,7 @@ class LiveChain:
         """Come back to hops whose streams broke, and have them given the steps that they may lack."""
         for session, taken in await self.hops.resume():
             self._swarm.start(session.listen, self.hear)
-            self._swarm.praise(session.hop.peer)
+            self._router.forgive(session.hop.peer)
             event(_LOG, "stream resumed", peer=session.hop.peer[:8], taken=taken)
             before = self.hops.before(session)
             try:

@@ -5,6 +5,7 @@ the same tests as the others.
 """
 
 from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
+from corolla.testing.chaos import Chaos, ChaosPlan, ChaosReport
 from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
@@ -12,6 +13,9 @@ from corolla.testing.threads import ServerThread, ThreadedSwarm
 
 __all__ = [
     "FAMILIES",
+    "Chaos",
+    "ChaosPlan",
+    "ChaosReport",
     "LocalSwarm",
     "MemoryNetwork",
     "MemoryTransport",

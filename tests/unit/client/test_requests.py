@@ -3,6 +3,7 @@
 # B batch, T tokens, D model width
 
 import anyio
+import anyio.lowlevel
 import pytest
 import torch
 
@@ -65,6 +66,33 @@ async def test_a_hop_that_is_lost_is_replaced_from_its_input_on(hosts, until, br
             hosts.network.cut(chain[broken].peer)
         assert torch.equal(await run_backward(swarm, TARGET, batch(), done.inputs, ones(done)), expected_grad_BTD)
         assert chain[broken].peer in swarm._bans.banned(0.0)
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+async def test_whoever_is_lost_at_any_moment_the_gradients_are_equal(hosts, until, way):
+    """Two servers of each span, and one that has all: of the chain in use each is lost in turn, sooner and later."""
+    expected, expected_grad_BTD = await reference(hosts)
+    async with hosts.chain(*SPANS, *SPANS), hosts.swarm(attempts=12) as swarm:
+        await until(lambda: len(swarm.snapshot().announcements) == 2 * len(SPANS))
+        for turns in (0, 3, 6, 9, 12, 16, 20, 25, 30, 40, 50, 60):
+            done = await run_forward(swarm, TARGET, batch())
+            victims = [hop.peer for hop, _ in done.inputs]
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cut_after, hosts.network, victims[turns % len(victims)], turns)
+                if way == "forward":
+                    done = await run_forward(swarm, TARGET, batch())
+                grad_BTD = await run_backward(swarm, TARGET, batch(), done.inputs, ones(done))
+            assert torch.equal(done.hidden_BTD, expected.hidden_BTD)
+            assert torch.equal(grad_BTD, expected_grad_BTD)
+            for peer in victims:
+                hosts.network.mend(peer)
+                swarm.praise(peer)
+
+
+async def cut_after(network, peer, turns):
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    network.cut(peer)
 
 
 async def test_gradients_go_back_through_the_parts_of_a_run_that_no_server_has_any_more(hosts):
