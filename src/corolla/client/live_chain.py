@@ -141,7 +141,7 @@ class LiveChain:
         error = failure.error(session.hop.peer)
         if error.retry != "never":
             self._lose(session)
-        if session is not self._first:
+        if session.hop.span.start != self._target.span.start:
             self._is_untaken = False
         return error
 
@@ -265,7 +265,7 @@ class LiveChain:
             event(_LOG, "stream resumed", peer=session.hop.peer[:8], taken=taken)
             before = self.hops.before(session)
             try:
-                if session is self._first:
+                if session.hop.span.start == self._target.span.start:
                     for step, payload in [*self._ledger.log.recent()]:
                         if step.number > taken:
                             await self._send(session, step, payload)

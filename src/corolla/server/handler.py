@@ -162,6 +162,11 @@ class Handler:
         (session,) = found
         await session.line.resume(channel, resume, SessionOpened(lease_s=self._lease_s, taken=session.taken))
 
+    def expire_sessions(self) -> None:
+        """End all leases at once, but for those of sessions that a step is computed for."""
+        for session in self._sessions:
+            session.expire()
+
     async def ask_to_leave(self, engine: Engine, left_s: float) -> None:
         """Tell the clients of an engine's sessions that it will be gone, so that they move.
 

@@ -172,6 +172,10 @@ class Server:
         """Ask the server to drain and leave. Doing it twice does no harm."""
         self._stop.set()
 
+    def expire_sessions(self) -> None:
+        """Forget what sessions hold, as after a restart; their clients have it replayed."""
+        self._handler.expire_sessions()
+
     async def run(
         self, watch: Callable[[Stage], Awaitable[None]] | None = None, report: Progress = stay_silent
     ) -> None:

@@ -88,6 +88,7 @@ class ServedSession:
         self._waiting: asyncio.Queue[Received[Message]] = asyncio.Queue(_WAITING_STEPS)
         self._feeding = anyio.CancelScope()
         self._pushing = anyio.CancelScope()
+        self._lease = anyio.CancelScope()
         self._feed = FeedTo(outlet, opening.successor) if opening.successor else None
         self._log = Log(opening.rows)
         self._resting = anyio.Lock()
@@ -135,6 +136,10 @@ class ServedSession:
                 state.received(received.message)
                 await self._waiting.put(received)
 
+    def expire(self) -> None:
+        """End the lease at once, unless a step is computed."""
+        self._lease.cancel()
+
     async def leave(self, left_s: float) -> None:
         """Tell the client that this server leaves.
 
@@ -168,9 +173,9 @@ class ServedSession:
     async def _work(self, lease_s: float) -> None:
         """Do what comes, in order."""
         while True:
-            with anyio.move_on_after(lease_s) as lease:
+            with anyio.move_on_after(lease_s) as self._lease:
                 received = await self._waiting.get()
-            if lease.cancelled_caught:
+            if self._lease.cancelled_caught:
                 raise SessionExpired(f"nothing was heard of the session for {lease_s:g} s; open another one")
             match received.message:
                 case Step() as step:

@@ -50,6 +50,10 @@ class ServerThread:
         """Where it listens, with its id."""
         return f"{self.server.addresses[0]}/{self.peer_id}"
 
+    def forget(self) -> None:
+        """Let it lose what it holds of all sessions, as a server does that dies and is back at once."""
+        self.portal.call(self.server.expire_sessions)
+
     def stop(self) -> None:
         """Ask it to drain and leave, and wait until it has.
 

@@ -177,6 +177,22 @@ async def test_when_nobody_is_left_the_step_fails_and_the_session_goes_on_later(
             await session.close()
 
 
+@pytest.mark.parametrize("lost", range(3))
+async def test_a_hop_that_has_forgotten_the_session_is_given_it_again(hosts, lost):
+    expected = await undisturbed(hosts, SCRIPTS["rewinds"])
+    async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
+        session = make_session(swarm)
+        await session.open()
+        results = []
+        for one in SCRIPTS["rewinds"]:
+            results.append((await session.step(one)).hidden_ND)
+            chain[lost].handler.expire_sessions()
+        assert_same(results, expected)
+        assert {replay.hop.peer for replay in session.replays} == {chain[lost].peer}
+        assert not swarm._bans.banned(0.0)
+        await session.close()
+
+
 async def test_a_hop_that_is_busy_at_the_wrong_time_is_left_and_not_blamed(hosts, until):
     async with (
         hosts.chain(*SPANS) as chain,
