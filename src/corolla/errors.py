@@ -26,6 +26,7 @@
     │   ├── PeerFailed          failed by its own account
     │   ├── PeerStranger        is no member of this private swarm
     │   ├── SessionExpired      has given a session up that said nothing for too long
+    │   ├── NotFinite           was sent numbers that are none, by the hop before
     │   └── PeerMisbehaved      sent something that an honest peer never sends
     ├── WireError           bytes that break the protocol
     │   ├── LocalProtocolError  we were about to send them (our bug)
@@ -73,6 +74,7 @@ __all__ = [
     "ModelNotFound",
     "NoChain",
     "NotAMember",
+    "NotFinite",
     "OutdatedView",
     "PeerBusy",
     "PeerError",
@@ -292,6 +294,13 @@ class SessionExpired(PeerError):
     code = "session_expired"
     http_status = 503
     retry = "same"
+    ban_s = 0.0
+
+
+class NotFinite(PeerError):
+    """The peer was sent nan or infinite numbers; whoever sent them is to blame."""
+
+    code = "not_finite"
     ban_s = 0.0
 
 

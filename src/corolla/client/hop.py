@@ -262,7 +262,9 @@ class HopSession:
             raise
 
 
-def read_tensors(received: Received[Message], *, shape: Sequence[int], count: int, peer: PeerId) -> list[torch.Tensor]:
+def read_tensors(
+    received: Received[Message], *, shape: Sequence[int], count: int, peer: PeerId, is_finite: bool
+) -> list[torch.Tensor]:
     """Decode the tensors of an answer.
 
     Args:
@@ -270,6 +272,7 @@ def read_tensors(received: Received[Message], *, shape: Sequence[int], count: in
         shape: The shape that each of them must have.
         count: How many there must be.
         peer: Who answered.
+        is_finite: Whether there was neither nan nor infinity in what it was asked, so that none may be in its answer.
 
     Raises:
         PeerMisbehaved: If they are not what was asked for, or cannot be read.
@@ -283,6 +286,13 @@ def read_tensors(received: Received[Message], *, shape: Sequence[int], count: in
         )
     try:
         parts = split_payload(received.payload, [meta.nbytes for meta in metas])
-        return [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
+        tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
     except (CodecError, RemoteProtocolError) as error:
         raise PeerMisbehaved(f"peer {peer[:8]} sent tensors that cannot be read: {error.message}", peer=peer) from error
+    if is_finite and (count := sum(int((~tensor.isfinite()).sum()) for tensor in tensors)):
+        raise PeerMisbehaved(
+            f"peer {peer[:8]} answered with {count} numbers that are nan or infinite, and no error, to an input that "
+            "has none",
+            peer=peer,
+        )
+    return tensors

@@ -20,7 +20,7 @@ from corolla.client.hops import Heard, Hops
 from corolla.client.ledger import Ledger, Mark
 from corolla.client.need import Need
 from corolla.client.steps import Answer, Pace, Replay, StepTokens
-from corolla.errors import Error, PeerLost, PeerTimeout, SessionClosed
+from corolla.errors import Error, NotFinite, PeerFailed, PeerLost, PeerMisbehaved, PeerTimeout, SessionClosed
 from corolla.replay import replay_tokens
 from corolla.swarm import Received
 from corolla.telemetry import event, logger
@@ -138,12 +138,26 @@ class LiveChain:
 
     def _refusal(self, session: HopSession, failure: Failure) -> Error:
         """Say what a hop has refused; it leaves the chain unless the caller is to blame."""
-        error = failure.error(session.hop.peer)
+        error: Error = failure.error(session.hop.peer)
+        if isinstance(error, NotFinite):
+            session, error = self._culprit(session, error)
         if error.retry != "never":
             self._lose(session)
         if session.hop.span.start != self._target.span.start:
             self._is_untaken = False
         return error
+
+    def _culprit(self, session: HopSession, error: NotFinite) -> tuple[HopSession, Error]:
+        """Say who is to blame if a hop says that it was fed what no honest server sends: one of the two.
+
+        Which of them cannot be told, so neither is blamed for long; but for the first hop, which this side feeds.
+        """
+        before = self.hops.before(session)
+        if before is None:
+            peer = session.hop.peer
+            return session, PeerMisbehaved(f"peer {peer[:8]} refuses what is in order: {error.message}", peer=peer)
+        peer = before.hop.peer
+        return before, PeerFailed(f"peer {peer[:8]} fed the next hop what are no numbers: {error.message}", peer=peer)
 
     async def rollback(self, mark: Mark) -> None:
         """Undo steps that failed for good.
@@ -343,7 +357,7 @@ class LiveChain:
         hop = session.hop
         count = sum(block in hop.span for block in step.taps) + (hop.span.stop == self._target.span.stop)
         try:
-            return read_tensors(heard, shape=step.hidden.shape, count=count, peer=hop.peer)
+            return read_tensors(heard, shape=step.hidden.shape, count=count, peer=hop.peer, is_finite=True)
         except Error:
             self._lose(session)
             raise

@@ -206,7 +206,8 @@ async def _ask(
     try:
         async with swarm.dial(hop) as channel:
             received = await channel.request(message, buffers, expected=answer, deadline_s=swarm.config.request_s)
-        results = read_tensors(received, shape=tensors[0].shape, count=count, peer=hop.peer)
+        is_finite = isinstance(message, Forward) and bool(tensors[0].isfinite().all())  # gradients may overflow
+        results = read_tensors(received, shape=tensors[0].shape, count=count, peer=hop.peer, is_finite=is_finite)
     except Error as error:
         error.peer = error.peer or hop.peer
         raise

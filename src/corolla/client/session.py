@@ -16,7 +16,7 @@ from corolla.client.need import Need
 from corolla.client.retry import try_chains
 from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
 from corolla.codec import check_preference
-from corolla.errors import Error, SessionClosed
+from corolla.errors import Error, SessionClosed, UsageError
 from corolla.terms import Chain
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
@@ -101,11 +101,14 @@ class Session:
 
         Raises:
             SessionClosed: If the session is not open, or has ended.
+            UsageError: If a number is nan or infinite.
             NoChain: If some blocks have no server left with room for the session.
             Error: What the last server said, after ``config.attempts`` failures; or why none would take the step.
         """
         if self._ended or not self._is_open:
             raise self._closed()
+        if not tokens.hidden_ND.isfinite().all():
+            raise UsageError("a step was given hidden states that are nan or infinite; see what made them")
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
         walk = _Walk([*tokens.pieces(min(limit_tokens, self._swarm.config.piece_tokens))], tuple(taps))
         async with self._hops.stepping:

@@ -104,6 +104,11 @@ class Engine:
         return Load(self._pool.free_tokens, self._pool.sessions, self._worker.waiting)
 
     @property
+    def kv_pages(self) -> int:
+        """How many KV pages there are in all."""
+        return self._pool.pages
+
+    @property
     def queue_s(self) -> float:
         """How long requests waited lately before they were computed, on average."""
         return self._queue_s * math.exp2(-(time.perf_counter() - self._queue_at_s) / _QUEUE_HALVED_S)

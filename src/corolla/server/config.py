@@ -49,6 +49,12 @@ class ServerConfig:
             "unit": "bytes",
         },
     )
+    peer_sessions: int = field(
+        default=64, metadata={"help": "sessions that one peer may have open here", "unit": "sessions"}
+    )
+    peer_kv_share: float = field(
+        default=0.5, metadata={"help": "share of the KV tokens that several sessions of one peer may have together"}
+    )
     drain_s: float = field(
         default=30.0, metadata={"help": "how long sessions may still finish when the server leaves", "unit": "seconds"}
     )
@@ -94,6 +100,11 @@ class ServerConfig:
         for name in ("lease_s", "look_s", "resume_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
+        if self.peer_sessions < 1 or not 0 < self.peer_kv_share <= 1:
+            raise ConfigError(
+                f"peer_sessions is {self.peer_sessions} and peer_kv_share {self.peer_kv_share}; they must be at least "
+                "1, and above 0 up to 1"
+            )
         if self.log_bytes < 1:
             raise ConfigError(f"log_bytes is {self.log_bytes}; it must be above 0")
         if self.num_blocks is not None and self.num_blocks < 1:

@@ -15,12 +15,13 @@ import torch
 from corolla.codec import check_preference
 from corolla.engine import Engine, SessionRows
 from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
+from corolla.server.limits import PeerLimits
 from corolla.server.line import Line
 from corolla.server.outlet import Outlet
 from corolla.server.session import ServedSession
-from corolla.server.tensors import decode_tensors, encode_tensors
+from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Presence, Reach, check_may_use
-from corolla.terms import ModelId
+from corolla.terms import ModelId, PeerId
 from corolla.wire import (
     Backward,
     Failure,
@@ -47,17 +48,27 @@ class Handler:
         outlet: What sessions send to other servers with.
         lease_s: A session that says nothing for so long is ended.
         reach: What answers who wants to be reached; ``None`` for nobody.
+        limits: What one peer may have; ``None`` for the usual.
 
     Attributes:
         is_draining: Whether new sessions are turned away.
         refused: How many requests were refused, by the code of the error.
     """
 
-    def __init__(self, gossip: Presence, outlet: Outlet, *, lease_s: float, reach: Reach | None = None) -> None:
+    def __init__(
+        self,
+        gossip: Presence,
+        outlet: Outlet,
+        *,
+        lease_s: float,
+        reach: Reach | None = None,
+        limits: PeerLimits | None = None,
+    ) -> None:
         self._gossip = gossip
         self._outlet = outlet
         self._reach = reach
         self._lease_s = lease_s
+        self._limits = limits or PeerLimits()
         self._served: tuple[Engine, ModelId] | None = None
         self._sessions: set[ServedSession] = set()
         self.is_draining = False
@@ -120,7 +131,7 @@ class Handler:
         try:
             check_may_use(channel)
             engine = self._engine_for(opening)
-            rows = self._open_session(engine, opening)
+            rows = self._open_session(engine, opening, channel.peer)
         except Error as error:
             self.refused[error.code] += 1
             await channel.send(Failure.of(error))
@@ -134,10 +145,12 @@ class Handler:
             self._sessions.remove(session)
             engine.close_session(rows)
 
-    def _open_session(self, engine: Engine, opening: OpenSession) -> SessionRows:
+    def _open_session(self, engine: Engine, opening: OpenSession, peer: PeerId) -> SessionRows:
         check_preference(opening.codec)
         if self.is_draining:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
+        open_now = [one.rows for one in self._sessions if one.line.peer == peer and not one.rows.ended]
+        self._limits.check(open_now, opening, engine)
         while True:
             try:
                 return engine.open_session(opening.span, opening.rows, opening.max_tokens)
@@ -229,6 +242,8 @@ async def _compute(
         taps=message.taps,
         grads_BTD=tuple(grads_BTD) or None,
     )
+    if isinstance(message, Forward):  # gradients may overflow: whoever scales a loss counts on it
+        check_finite([hidden_BTD], result.tensors, engine)
     tensors, buffers = encode_tensors(result.tensors, message.codec)
     answer = Output if isinstance(message, Forward) else Gradients
     return answer(tensors=tensors, timing=Timing(result.queue_s, result.compute_s)), buffers

@@ -19,6 +19,7 @@ from corolla.replay import Store
 from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
+from corolla.server.limits import PeerLimits
 from corolla.server.loading import Model, open_model
 from corolla.server.metrics import ServerMetrics
 from corolla.server.outlet import Outlet
@@ -124,6 +125,7 @@ class Server:
             Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s),
             lease_s=config.lease_s,
             reach=self._reach,
+            limits=PeerLimits(config.peer_sessions, config.peer_kv_share),
         )
         self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None

@@ -18,12 +18,12 @@ from msgspec import structs
 
 from corolla.codec import encode
 from corolla.engine import Engine, Result, SessionRows
-from corolla.errors import Error, PeerTimeout, RemoteProtocolError, SessionExpired, UsageError, ungrouped
+from corolla.errors import Error, NotFinite, PeerTimeout, RemoteProtocolError, SessionExpired, UsageError, ungrouped
 from corolla.replay import Log, replay_tokens
 from corolla.server.handover import Handover, take_over_rows
 from corolla.server.line import Line
 from corolla.server.outlet import FeedTo, Outlet
-from corolla.server.tensors import decode_tensors, encode_tensors
+from corolla.server.tensors import all_finite, check_finite, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
 from corolla.wire import (
@@ -229,9 +229,12 @@ class ServedSession:
     async def _compute(self, step: Step, received: Received[Message]) -> Result:
         (hidden_ND,) = decode_tensors(self.engine, (step.hidden,), received.payload, axes=2)
         taps = tuple(block for block in step.taps if block in self._opening.span)
+        if not all_finite([hidden_ND]):
+            count = int((~hidden_ND.isfinite()).sum())
+            raise NotFinite(f"{count} of {hidden_ND.numel()} numbers of step {step.number} are nan or infinite")
         try:
             with anyio.fail_after(received.deadline_s):
-                return await self.engine.step(
+                result = await self.engine.step(
                     self.rows, hidden_ND, starts=step.starts, counts=step.counts, order=step.order, taps=taps
                 )
         except TimeoutError as error:
@@ -239,6 +242,8 @@ class ServedSession:
                 f"a step was not done within the {received.deadline_s or 0:g} s that were given; ask for less at once, "
                 "or give it more time"
             ) from error
+        check_finite([hidden_ND], result.tensors, self.engine)
+        return result
 
     async def _send_on(self, feed: FeedTo, step: Step, output_ND: torch.Tensor, deadline_s: float | None) -> None:
         """Write down what the successor gets, and send it."""

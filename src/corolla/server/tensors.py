@@ -6,10 +6,10 @@ import torch
 
 from corolla.codec import decode, encode
 from corolla.engine import Engine
-from corolla.errors import UsageError
+from corolla.errors import InternalError, UsageError
 from corolla.wire import Buffer, TensorMeta, split_payload
 
-__all__ = ["decode_tensors", "encode_tensors"]
+__all__ = ["all_finite", "check_finite", "decode_tensors", "encode_tensors"]
 
 
 def decode_tensors(
@@ -38,6 +38,31 @@ def decode_tensors(
     parts = split_payload(payload, [meta.nbytes for meta in metas])
     tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
     return [tensor.to(span.dtype) for tensor in tensors]
+
+
+def check_finite(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], engine: Engine) -> None:
+    """Check that blocks have made numbers of numbers, before others are sent anything else.
+
+    Args:
+        inputs: What they were given; if that is none either, there is nothing to say.
+        outputs: What they made of it.
+        engine: Whose they are.
+
+    Raises:
+        InternalError: If they have not.
+    """
+    if all_finite(outputs) or not all_finite(inputs):
+        return
+    count = sum(int((~tensor.isfinite()).sum()) for tensor in outputs)
+    raise InternalError(
+        f"blocks {engine.span.span} in {engine.span.dtype} made {count} numbers that are nan or infinite; a server of "
+        "another precision may not"
+    )
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Say whether no number is nan or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def encode_tensors(tensors: Sequence[torch.Tensor], codec: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:

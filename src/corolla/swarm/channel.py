@@ -1,6 +1,6 @@
 """Typed messages over a stream. Knows frames and messages, and nothing of what they ask for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
@@ -10,6 +10,7 @@ from corolla.errors import (
     Error,
     FrameTooLarge,
     InternalError,
+    PeerBusy,
     PeerLost,
     PeerOutdated,
     PeerTimeout,
@@ -43,6 +44,7 @@ _JOINED_BYTES: Final = 1 << 15
 """Frames up to this size are joined and sent at once: copying 32 KB costs less than another record and system call."""
 
 _RECEIVE_BYTES: Final = 1 << 18
+_NOTABLE_BYTES: Final = 1 << 20
 _REFUSAL_S: Final = 1.0
 
 
@@ -84,6 +86,8 @@ class Channel:
         self._received = 0
         self._busy: set[_Way] = set()
         self._broken: set[_Way] = set()
+        self._account: Callable[[int], None] = _free
+        self._is_holding = False
 
     def __repr__(self) -> str:
         return f"Channel({self.peer[:8]}, {self._sent} sent, {self._received} received)"
@@ -95,6 +99,14 @@ class Channel:
             max_bytes: The largest message and payload together.
         """
         self._decoder.max_bytes = max_bytes
+
+    def account(self, hold: Callable[[int], None]) -> None:
+        """Say how much of an unfinished frame has come, whenever that is much.
+
+        Args:
+            hold: Called with the number of bytes; raises what is to end the stream if that is too much.
+        """
+        self._account = hold
 
     def admit(self, grant: "Grant") -> None:
         """Take the other side for a member of the private swarm, whose frames may be as large as any.
@@ -266,7 +278,7 @@ class Channel:
         try:
             with self._use("receive"):
                 received = await self._read(deadline_s)
-        except (RemoteProtocolError, PeerOutdated, FrameTooLarge) as error:
+        except (RemoteProtocolError, PeerOutdated, FrameTooLarge, PeerBusy) as error:
             if isinstance(error, PeerOutdated):
                 error.peer = self.peer
             await self.refuse(error)
@@ -292,7 +304,9 @@ class Channel:
     async def _next_frame(self) -> Frame | None:
         while True:
             for frame in self._frames:
+                self._note_held(0)
                 return frame
+            self._note_held(self._decoder.held_bytes)
             try:
                 data = await self._stream.receive(_RECEIVE_BYTES)
             except anyio.EndOfStream as error:
@@ -300,6 +314,12 @@ class Channel:
                     return None
                 raise anyio.BrokenResourceError from error
             self._frames = self._decoder.receive(data)
+
+    def _note_held(self, nbytes: int) -> None:
+        """Account for an unfinished frame, if it is, or was, notable."""
+        if nbytes > _NOTABLE_BYTES or self._is_holding:
+            self._is_holding = nbytes > _NOTABLE_BYTES
+            self._account(nbytes if self._is_holding else 0)
 
     async def _last_words(self) -> Error | None:
         """After a failed send, give the failure that the peer had reported, if there is one."""
@@ -340,3 +360,7 @@ def _join(buffers: list[Buffer]) -> list[Buffer]:
     if sum(memoryview(buffer).nbytes for buffer in buffers) <= _JOINED_BYTES:
         return [b"".join(buffers)]
     return buffers
+
+
+def _free(_: int) -> None:
+    """Let the other side send as much as it likes."""

@@ -34,6 +34,9 @@ class SwarmConfig:
     max_connections: int = _limit(2048, "connections", "Connections that one listener holds; more are closed at once.")
     max_streams: int = _limit(2048, "streams", "Accepted streams that are served at once; more are answered busy.")
     max_streams_per_peer: int = _limit(256, "streams", "The same for one peer.")
+    max_bytes_per_peer: int = _limit(
+        256 << 20, "bytes", "Of messages that one peer has begun to send and not finished; more ends the stream."
+    )
     race_delay_s: float = _setting(0.25, "s", "Try a peer's next address if the last has not answered by then.")
     idle_s: float = _setting(30.0, "s", "Close a pooled channel that nobody used for this long.")
     max_idle_per_peer: int = _limit(8, "channels", "Idle channels that are kept for one peer.")

@@ -70,6 +70,7 @@ class Endpoint:
         self._opened: set[Channel] = set()
         self._served: Counter[PeerId] = Counter()
         self._answering: dict[Channel, anyio.CancelScope] = {}
+        self._held: dict[Channel, int] = {}
         self._tasks: TaskGroup | None = None
         self._is_open = False
         self.on_use: Callable[[Channel, Sequence[Address]], None] | None = None
@@ -328,6 +329,7 @@ class Endpoint:
     async def _serve_stream(self, stream: Stream, handler: ChannelHandler) -> None:
         """Handle one stream, whatever happens, without harm to the others."""
         channel = Channel(stream)
+        channel.account(partial(self._hold, channel))
         scope = self._answering[channel] = anyio.CancelScope()
         self._served[stream.peer] += 1
         try:
@@ -348,11 +350,23 @@ class Endpoint:
             await channel.refuse(reason)
         finally:
             del self._answering[channel]
+            self._held.pop(channel, None)
             self._served[stream.peer] -= 1
             if not self._served[stream.peer]:
                 del self._served[stream.peer]
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
+
+    def _hold(self, channel: Channel, nbytes: int) -> None:
+        """Note how much of a frame waits for the rest; all of a peer's together must not be too much."""
+        self._held[channel] = nbytes
+        total = sum(held for other, held in self._held.items() if other.peer == channel.peer)
+        if total > (limit := self.config.max_bytes_per_peer):
+            raise PeerBusy(
+                f"{total} bytes of messages that you have begun are held here, and {limit} is the limit for one peer; "
+                "finish some before you begin others",
+                peer=self.peer_id,
+            )
 
     def _check_room(self, peer: PeerId) -> None:
         count, total = self._served[peer], self._served.total()

@@ -93,6 +93,11 @@ class FrameDecoder:
         """Whether every byte so far belonged to a finished frame; if the stream ends otherwise, it was cut."""
         return not self._buffer
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes wait for the rest of their frame."""
+        return len(self._buffer)
+
     def receive(self, data: Buffer) -> Iterator[Frame]:
         """Take the next bytes of the stream and yield the frames that they complete.
 

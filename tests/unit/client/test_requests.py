@@ -163,14 +163,14 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time(hosts):
             await run_forward(swarm, TARGET, batch())  # the other one answers
 
 
-def lying(*shapes, metas=None):
+def lying(*shapes, metas=None, value=0.0):
     """Answer everything with tensors of certain shapes."""
 
     async def answer(channel, message):
         if isinstance(message, OpenSession):
             await channel.send(SessionOpened(lease_s=60.0))
             return
-        encoded = [encode(torch.zeros(shape), "raw") for shape in shapes]
+        encoded = [encode(torch.full(shape, value), "raw") for shape in shapes]
         buffers = [buffer for one in encoded for buffer in one.buffers]
         described = metas or tuple(one.meta for one in encoded)
         number = getattr(message, "number", 0)
@@ -183,6 +183,8 @@ def lying(*shapes, metas=None):
     ("answer", "words"),
     [
         (lying((2, 5, 32)), r"1 tensors \(\[2, 5, 32\]\) where 1 of \[2, 5, 64\] were due"),
+        (lying((2, 5, 64), value=float("nan")), "640 numbers that are nan or infinite"),
+        (lying((2, 5, 64), value=float("inf")), "640 numbers that are nan or infinite"),
         (lying((2, 5, 64), (2, 5, 64)), r"2 tensors .* where 1 of"),
         (lying((2, 5, 64), metas=(TensorMeta("gzip", "float32", (2, 5, 64), 2560),)), "no codec 'gzip'"),
         (lying((2, 5, 64), metas=(TensorMeta("raw", "float32", (2, 5, 64), 99),)), "99 payload bytes"),
@@ -203,12 +205,16 @@ async def test_an_answer_that_does_not_fit_the_question_is_misbehaviour(hosts, u
             await session.close()
 
 
-async def test_a_session_goes_on_elsewhere_when_a_hop_misbehaves(hosts, until):
-    async with hosts.host("0:2") as first, hosts.host("2:4", answer=lying((3, 32))) as liar, hosts.swarm() as swarm:
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(lying((3, 32)), r"\[3, 32\]"), (lying((3, 64), value=float("nan")), "192 numbers that are nan")],
+)
+async def test_a_session_goes_on_elsewhere_when_a_hop_misbehaves(hosts, until, answer, words):
+    async with hosts.host("0:2") as first, hosts.host("2:4", answer=answer) as liar, hosts.swarm() as swarm:
         session = Session(swarm, TARGET, rows=1, max_tokens=64)
         await session.open()
         step = StepTokens(batch().hidden_BTD[0, :3], (0,), (3,))
-        with pytest.raises(NoChain, match=r"blocks 2:4 .*tried before: .*\[3, 32\]"):
+        with pytest.raises(NoChain, match=rf"blocks 2:4 .*tried before: .*{words}"):
             await session.step(step)
         assert liar.peer in swarm._bans.banned(0.0)
         async with hosts.host("2:4") as honest:

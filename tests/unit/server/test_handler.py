@@ -4,6 +4,7 @@
 
 import itertools
 import re
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
@@ -14,14 +15,17 @@ from corolla.errors import (
     CacheFull,
     CodecError,
     ContextTooLong,
+    NotFinite,
     OutdatedView,
     PeerBusy,
+    PeerFailed,
     PeerLost,
     PeerTimeout,
     RemoteProtocolError,
     SessionExpired,
     UsageError,
 )
+from corolla.server.limits import PeerLimits
 from corolla.terms import Span
 from corolla.wire import (
     Backward,
@@ -298,15 +302,61 @@ async def test_a_request_that_is_not_done_in_time_is_answered_so(hosts):
         await ask(channel, *forward())
 
 
-async def test_numbers_that_are_none_pass_through(hosts):
+@pytest.mark.parametrize("none", [float("nan"), float("inf"), float("-inf")])
+async def test_numbers_that_are_none_are_refused_and_the_session_stays(hosts, none):
     async with hosts.host() as host, hosts.channel(host) as channel:
         await ask(channel, opening(), expected=SessionOpened)
-        nan_ND = torch.full((3, WIDTH), float("nan"))
-        encoded = encode(nan_ND, "raw")
+        hidden_ND = torch.ones(3, WIDTH)
+        hidden_ND[1, 5] = none
+        encoded = encode(hidden_ND, "raw")
         message = Step(starts=(0,), counts=(3,), hidden=encoded.meta, number=1)
-        received = await ask(channel, message, encoded.buffers)
-        assert torch.frombuffer(received.payload, dtype=torch.float32).isnan().all()
-        await ask(channel, *step(number=2))
+        with pytest.raises(NotFinite, match="1 of 192 numbers of step 1 are nan or infinite"):
+            await ask(channel, message, encoded.buffers)
+        await ask(channel, *step())
+
+
+async def test_blocks_that_make_numbers_that_are_none_are_the_server_s_failure(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        huge = encode(torch.full((1, 3, WIDTH), 3e38), "raw")
+        run = host.engine.forward
+
+        async def overflow(*args, **kwargs):
+            result = await run(*args, **kwargs)
+            return result._replace(tensors=tuple(tensor * float("inf") for tensor in result.tensors))
+
+        host.engine.forward = overflow
+        request = Forward(model=MODEL, span=Span(0, 4), hidden=huge.meta, codec="raw")
+        with pytest.raises(PeerFailed, match="blocks 0:4 in torch.float32 made .* numbers that are nan or infinite"):
+            await ask(channel, request, huge.buffers)
+
+
+async def test_a_peer_has_so_many_sessions_and_no_more(hosts):
+    limits = PeerLimits(sessions=2, kv_share=0.5)
+    async with hosts.host(pages=8) as host, hosts.endpoint() as endpoint, AsyncExitStack() as stack:
+        host.handler._limits = limits
+
+        async def another(**changes):
+            channel = await stack.enter_async_context(endpoint.channel(host.peer, host.endpoint.addresses))
+            stack.push_async_callback(channel.aclose)
+            await ask(channel, opening(**changes), expected=SessionOpened)
+
+        await another(max_tokens=64 * 3)
+        with pytest.raises(
+            PeerBusy, match="1 sessions of yours hold 192 KV tokens here, and 128 more would be over 50% of"
+        ):
+            await another(max_tokens=128)
+        await another(max_tokens=64)
+        with pytest.raises(PeerBusy, match="2 sessions of yours are open here, which is the limit for one peer"):
+            await another(max_tokens=64)
+        async with hosts.channel(host) as other:  # others have room
+            await ask(other, opening(max_tokens=256), expected=SessionOpened)
+            await other.aclose()
+
+
+async def test_a_single_session_may_have_all_there_is(hosts):
+    async with hosts.host(pages=4) as host, hosts.channel(host) as channel:
+        await ask(channel, opening(max_tokens=256), expected=SessionOpened)
+        await channel.aclose()
 
 
 async def test_a_client_that_vanishes_in_a_step_leaves_no_pages_behind(hosts, until):
