@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corolla.errors import ConfigError
+from corolla.server.limits import PeerLimits
 from corolla.terms import Precision, Span
 
 __all__ = ["ServerConfig"]
@@ -109,3 +110,8 @@ class ServerConfig:
             raise ConfigError(f"log_bytes is {self.log_bytes}; it must be above 0")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")
+
+    @property
+    def limits(self) -> PeerLimits:
+        """What one peer may have."""
+        return PeerLimits(self.peer_sessions, self.peer_kv_share)

@@ -19,7 +19,6 @@ from corolla.replay import Store
 from corolla.routing import PlacementConfig, claims_before
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
-from corolla.server.limits import PeerLimits
 from corolla.server.loading import Model, open_model
 from corolla.server.metrics import ServerMetrics
 from corolla.server.outlet import Outlet
@@ -120,13 +119,8 @@ class Server:
         )
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
-        self._handler = Handler(
-            self._gossip,
-            Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s),
-            lease_s=config.lease_s,
-            reach=self._reach,
-            limits=PeerLimits(config.peer_sessions, config.peer_kv_share),
-        )
+        outlet = Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s)
+        self._handler = Handler(self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits)
         self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None
         self._tenure: Tenure | None = None
