@@ -33,7 +33,7 @@ test: $(ENVIRONMENT)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 wan: $(ENVIRONMENT)
-	COROLLA_WAN=1 $(BIN)/python -m pytest tests/wan
+	EMULATE_WAN=1 $(BIN)/python -m pytest tests/wan
 
 # Random stories in a network in memory first, then processes.
 chaos: $(ENVIRONMENT)

@@ -161,3 +161,21 @@ def test_a_server_that_is_told_to_end_leaves_in_peace(model, tmp_path):
     server.stdout.close()
     assert server.wait() == 0
     assert stages == ["listening", "joined", "claimed", "loaded", "online", "draining", "left"]
+
+
+def test_the_doctor_asks_the_swarm(invoke, swarm):
+    done = invoke("doctor", "--peer", swarm.address, "--host", "127.0.0.1", "--port", "0", "--json")
+    found = {one["what"]: one for one in json.loads(done.stdout)["findings"]}
+    assert {name: found[name]["state"] for name in ("swarm", "blocks", "router", "reach", "clock")} == {
+        "swarm": "good", "blocks": "good", "router": "good", "reach": "good", "clock": "good",
+    }  # fmt: skip
+    assert done.exit_code == 0, done.stdout
+
+
+def test_top_without_a_terminal_shows_the_swarm_once(invoke, swarm):
+    shown = invoke("top", "--peer", swarm.address).stdout
+    assert swarm.servers[0].peer_id[:8] in shown
+    assert "every block has a server" in shown
+    assert "\x1b" not in shown
+    (model,) = json.loads(invoke("top", "--peer", swarm.address, "--json").stdout)["models"]
+    assert model["servers"][0]["answers"]

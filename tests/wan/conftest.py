@@ -137,7 +137,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def internet(model):
-    if not os.environ.get("COROLLA_WAN"):
+    if not os.environ.get("EMULATE_WAN"):
         pytest.skip("emulated routers take a minute and root: make wan")
     if obstacle := find_obstacle():
         pytest.skip(obstacle)

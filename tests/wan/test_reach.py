@@ -101,3 +101,19 @@ def test_when_a_relay_dies_work_through_it_ends_with_an_error_and_new_streams_ta
     relay.process.kill()
     assert dialler.wait_for(lambda said: said.get("lost") == server.id)["error"].startswith("PeerLost")
     assert dialler.ping_until(server.id, lambda answer: answer["path"])["path"] == "relayed"
+
+
+@pytest.mark.parametrize(
+    ("host", "router", "reach"),
+    [
+        ("open1", "no router is between", "can be dialled on port"),
+        ("port-restricted1", "shows all peers the same port", "cannot be dialled on port"),
+        ("symmetric2", "shows each peer another port", "cannot be dialled on port"),
+    ],
+)
+def test_the_doctor_tells_what_is_between(internet, host, router, reach):
+    command = ("-m", "corolla", "doctor", "--peer", internet.entry, "--port", "0", "--no-lan", "--json")
+    said = internet.run(host, *command).wait_for(lambda said: "findings" in said)
+    found = {finding["what"]: finding["says"] for finding in said["findings"]}
+    assert router in found["router"]
+    assert reach in found["reach"]

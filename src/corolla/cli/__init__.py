@@ -24,6 +24,8 @@ _COMMANDS = {
         "corolla.cli.monitor",
         "Show a swarm on a page: its servers, the bottleneck, what happened.",
     ),
+    "top": ("corolla.cli.top", "Watch a swarm in the terminal."),
+    "doctor": ("corolla.cli.doctor", "Say what works on this machine, what does not, and what to do about it."),
     "config": ("corolla.cli.about", "Show every setting and where its value comes from."),
     "version": ("corolla.cli.about", "Show the versions of Corolla and of what it stands on."),
 }
@@ -35,7 +37,13 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - of typer's own copy of click, or click
         if args and args[0] in _COMMANDS:
             home, _ = _COMMANDS[args[0]]
-            found = typer.main.get_command(getattr(importlib.import_module(home), args[0]))
+            try:
+                module = importlib.import_module(home)
+            except ModuleNotFoundError as error:
+                from corolla.cli.failures import report_failure
+
+                raise typer.Exit(report_failure(error, debug=False)) from error
+            found = typer.main.get_command(getattr(module, args[0]))
             self.add_command(found, args[0])
         return super().resolve_command(ctx, args)
 

@@ -8,7 +8,6 @@ from corolla.cli.config import ChatConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.settings import Settings
 from corolla.errors import UsageError
-from corolla.hub import HubConfig, open_repository
 from corolla.swarm import Invite, LocalNetwork, MainlineDht, Neighbour, SwarmConfig, Topic
 from corolla.terms import Address
 
@@ -37,6 +36,8 @@ def find_peers(settings: Settings, output: Output, models: Sequence[str] = ()) -
         return _choose(neighbours, model, output)
     if swarm.dht:
         if invite is None and model:
+            from corolla.hub import HubConfig, open_repository  # a monitor has no model's files, nor what reads them
+
             topic = Topic(None, open_repository(model, config=settings.get(HubConfig)).model_id)
         if found := anyio.run(_look_anywhere, swarm, topic):
             output.note(f"found {len(found)} addresses in the DHT, the first {found[0]}", "dim")

@@ -87,6 +87,11 @@ class Observer:
             tasks.start_soon(self._measure_often)
             tasks.start_soon(self._sample_often)
 
+    async def measured(self) -> None:
+        """Wait until the way to every server has been measured once, and the picture shows it."""
+        await self._has_measured.wait()
+        await self.changed.wait()
+
     async def _draw_often(self) -> None:
         while True:
             changed = self._watcher.view.changed
@@ -154,8 +159,7 @@ class Observer:
             await anyio.sleep(self.config.measure_s if servers else _LOOK_S)
 
     async def _sample_often(self) -> None:
-        await self._has_measured.wait()
-        await self.changed.wait()
+        await self.measured()
         while True:
             if not self._is_blind:
                 await self.history.note(self.picture, self._since_s)

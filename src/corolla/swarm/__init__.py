@@ -24,6 +24,7 @@ from corolla.swarm.members.invite import Grant, Invite
 from corolla.swarm.members.membership import Membership, Revocations
 from corolla.swarm.members.spreading import spread_revocations
 from corolla.swarm.pings import Pings
+from corolla.swarm.reach.outlook import Outlook, look_out
 from corolla.swarm.reach.reach import Reach, dial_through_relays
 from corolla.swarm.reach.relay import RelayLoad
 from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
@@ -51,6 +52,7 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "Neighbour",
+    "Outlook",
     "Path",
     "Pings",
     "Presence",
@@ -72,6 +74,7 @@ __all__ = [
     "dial_through_relays",
     "format_address",
     "is_loopback",
+    "look_out",
     "make_presence",
     "make_watcher",
     "parse_address",
