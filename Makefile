@@ -59,6 +59,6 @@ docs: $(ENVIRONMENT)
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; v < (3, 11) and sys.exit('Corolla needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12' % v[:2])"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,gateway,postgresql,monitor,redis,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,tuning,gateway,postgresql,monitor,redis,dev]"
 	-$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --only-binary libtorrent -e ".[dht]"
 	@touch $@

@@ -27,6 +27,7 @@
     │   ├── PeerStranger        is no member of this private swarm
     │   ├── SessionExpired      has given a session up that said nothing for too long
     │   ├── NotFinite           was sent numbers that are none, by the hop before
+    │   ├── AdapterMissing      does not have an adapter, or not any more; it can be sent
     │   └── PeerMisbehaved      sent something that an honest peer never sends
     ├── WireError           bytes that break the protocol
     │   ├── LocalProtocolError  we were about to send them (our bug)
@@ -44,10 +45,10 @@
     │   └── BadCheckpoint       files that are missing, damaged or unsafe
     └── InternalError       a bug in Corolla
 
-Each class declares what the rest of the program needs to know about it: ``code`` (its name on the wire),
-``http_status`` (for the gateway), ``retry`` (whether the same or another peer may succeed) and ``ban_s`` (for how
-long to avoid the peer). Retrying, banning, the gateway and the wire read these attributes; nothing matches on a
-message or climbs an ``isinstance`` ladder. Messages say what happened, to whom, the number, and the remedy.
+Each class declares ``code`` (its name on the wire), ``http_status`` (for the gateway), ``retry`` (whether the same or
+another peer may succeed) and ``ban_s`` (for how long to avoid the peer). Retrying, banning, the gateway and the wire
+read these; nothing matches on a message or climbs an ``isinstance`` ladder. Messages say what happened, to whom, the
+number, and the remedy.
 """
 
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 __all__ = [
+    "AdapterMissing",
     "BadCheckpoint",
     "BootstrapFailed",
     "CacheFull",
@@ -304,6 +306,14 @@ class NotFinite(PeerError):
     ban_s = 0.0
 
 
+class AdapterMissing(PeerError):
+    """The peer was asked to use an adapter that it does not have, or not any more; it will take it."""
+
+    code = "adapter_missing"
+    retry = "same"
+    ban_s = 0.0
+
+
 class PeerMisbehaved(PeerError):
     """The peer sent something that an honest peer never sends; the message holds the evidence."""
 
@@ -444,8 +454,8 @@ def _walk(root: type[Error]) -> list[type[Error]]:
 def revive(code: str, message: str, *, peer: str, retry_after_s: float | None = None) -> Error:
     """Make the error that a peer reported, as this side should see it.
 
-    A peer's internal error is that peer's failure, not a bug on this side; a code that this version does not know is
-    treated alike, so that newer peers may add errors.
+    A peer's internal error is that peer's failure; so is a code that this version does not know, so that newer peers
+    may add errors.
 
     Args:
         code: The ``code`` of the error's class.

@@ -11,7 +11,7 @@ import torch
 from corolla.blocks import GrowingKV, PackedRow, build_tiny, split_model
 from corolla.blocks.zoo import default_config
 from corolla.cache import PAGE_TOKENS
-from corolla.engine import Engine, EngineConfig
+from corolla.engine import Engine, EngineConfig, Sequences
 from corolla.terms import Span
 
 pytestmark = pytest.mark.anyio
@@ -203,9 +203,7 @@ class Batch:
         return (
             await engine.forward(
                 SERVED,
-                self.inputs_BTD,
-                attention_mask_BT=self.mask_BT,
-                position_ids_BT=self.positions_BT,
+                Sequences(self.inputs_BTD, self.mask_BT, self.positions_BT),
                 taps=self.taps,
                 grads_BTD=grads_BTD,
             )
@@ -259,7 +257,7 @@ def whole(family):
 async def test_a_gradient_is_that_of_the_whole_model(whole):
     span, hidden_BTD, upstream_BTD, expected_BTD = whole
     async with engine_on(span) as engine:
-        result = await engine.forward(Span(0, 4), hidden_BTD, grads_BTD=(upstream_BTD,))
+        result = await engine.forward(Span(0, 4), Sequences(hidden_BTD), grads_BTD=(upstream_BTD,))
     assert torch.equal(result.tensors[0], expected_BTD)
 
 

@@ -6,6 +6,8 @@ from corolla.terms import Span
 from corolla.wire import (
     Accept,
     Ack,
+    Adapt,
+    AdapterMeta,
     Backward,
     Closed,
     CloseSession,
@@ -30,8 +32,10 @@ from corolla.wire import (
     Observed,
     OpenSession,
     Output,
+    PairMeta,
     Ping,
     Pong,
+    PrefixMeta,
     Publish,
     Punch,
     Punched,
@@ -86,7 +90,19 @@ def tensors(least, most=4):
 TOKEN = st.binary(min_size=16, max_size=16)
 SUCCESSOR = st.builds(Successor, PEER, some(st.text(max_size=16)), TOKEN, st.booleans())
 RAW = st.none() | st.binary(max_size=16)
-RUN = {"model": MODEL, "span": SPAN, "codec": NAME, "attention_mask": RAW, "position_ids": RAW, "taps": some(COUNT)}
+HASHES = some(st.binary(max_size=32))
+SIZE = st.integers(1, 2**24)
+PAIR = st.builds(PairMeta, st.text(min_size=1, max_size=32), SIZE, SIZE, SIZE, SECONDS)
+ADAPTER = st.builds(AdapterMeta, some(PAIR), st.none() | st.builds(PrefixMeta, SIZE, SIZE, SIZE, SIZE))
+RUN = {
+    "model": MODEL,
+    "span": SPAN,
+    "codec": NAME,
+    "attention_mask": RAW,
+    "position_ids": RAW,
+    "taps": some(COUNT),
+    "adapters": HASHES,
+}
 PLAIN = (Ack, Redirected, Ping, Pong, CloseSession, Closed, Subscribe, Observe, Reserve, Reserved, Connected)
 MESSAGES = {
     **{kind: st.builds(kind) for kind in PLAIN},
@@ -106,6 +122,7 @@ MESSAGES = {
         token=st.none() | TOKEN,
         successor=st.none() | SUCCESSOR,
         key=st.none() | TOKEN,
+        adapters=HASHES,
     ),
     SessionOpened: st.builds(SessionOpened, lease_s=SECONDS, taken=COUNT),
     Resume: st.builds(Resume, key=TOKEN, done=COUNT),
@@ -130,8 +147,9 @@ MESSAGES = {
     Redirect: st.builds(Redirect, successor=SUCCESSOR),
     Feed: st.builds(Feed, token=TOKEN),
     Forward: st.builds(Forward, hidden=TENSOR, **RUN),
-    Backward: st.builds(Backward, tensors=tensors(2), **RUN),
-    Gradients: st.builds(Gradients, tensors=tensors(1, 1), timing=TIMING),
+    Backward: st.builds(Backward, tensors=tensors(2), trains=st.booleans(), **RUN),
+    Gradients: st.builds(Gradients, tensors=tensors(1, 2), timing=TIMING),
+    Adapt: st.builds(Adapt, model=MODEL, blocks=some(st.integers(0, 4095), 1), metas=some(ADAPTER, 1)),
     News: st.builds(
         News,
         ids=IDS,

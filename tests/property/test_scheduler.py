@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from corolla.cache import PagePool, RowKV
 from corolla.engine.config import EngineConfig
 from corolla.engine.scheduler import SHARE_TOKENS, ForwardTick, Scheduler, StepTick
-from corolla.engine.work import ForwardWork, SessionRows, StepWork
+from corolla.engine.work import ForwardWork, Sequences, SessionRows, StepWork
 from corolla.errors import ConfigError, PeerBusy
 from corolla.terms import Span
 
@@ -22,7 +22,7 @@ def step_work(counts, *, starts=None, blocks=SPANS[0], taps=()):
 
 
 def forward_work(rows, tokens):
-    return ForwardWork(SPANS[0], torch.empty(rows, tokens, 1))
+    return ForwardWork(SPANS[0], Sequences(torch.empty(rows, tokens, 1)))
 
 
 def advance(tick):

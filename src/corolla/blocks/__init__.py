@@ -3,6 +3,7 @@
 Knows models and tensors; not pages, sessions, peers or the wire.
 """
 
+from corolla.blocks.adapters import Adapter, BlockAdapter, LoraPair, Prefix, adaptable_layers
 from corolla.blocks.architecture import (
     context_tokens,
     decoder_of,
@@ -12,7 +13,7 @@ from corolla.blocks.architecture import (
     num_blocks,
     text_config,
 )
-from corolla.blocks.edges import RemoteBlocks, load_edges, needed_edge_keys
+from corolla.blocks.edges import RemoteBlocks, RemoteLayer, load_edges, needed_edge_keys, stand_ins_of
 from corolla.blocks.kv import GrowingKV, KVView, PackedRow
 from corolla.blocks.loading import block_bytes, load_span, needed_keys
 from corolla.blocks.quantized import Quantization, compute_dtype, weight_format
@@ -24,14 +25,20 @@ from corolla.blocks.zoo import FAMILIES, UNSUPPORTED, tiny_config
 __all__ = [
     "FAMILIES",
     "UNSUPPORTED",
+    "Adapter",
+    "BlockAdapter",
     "BlockSpan",
     "FamilyReport",
     "GrowingKV",
     "KVView",
+    "LoraPair",
     "PackedRow",
+    "Prefix",
     "Quantization",
     "RemoteBlocks",
+    "RemoteLayer",
     "SessionCache",
+    "adaptable_layers",
     "block_bytes",
     "build_tiny",
     "check_family",
@@ -47,6 +54,7 @@ __all__ = [
     "needed_keys",
     "num_blocks",
     "split_model",
+    "stand_ins_of",
     "text_config",
     "tiny_config",
     "weight_format",

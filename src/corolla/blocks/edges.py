@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from corolla.blocks.adapters import adaptable_layers
 from corolla.blocks.architecture import blocks_of, load_config, model_class
 from corolla.blocks.loading import (
     build_empty,
@@ -28,8 +29,9 @@ from corolla.blocks.loading import (
 )
 from corolla.blocks.products import Head
 from corolla.blocks.shell import StandIns, find_arity, plain_attributes
+from corolla.errors import UsageError
 
-__all__ = ["RemoteBlocks", "load_edges", "needed_edge_keys"]
+__all__ = ["RemoteBlocks", "RemoteLayer", "load_edges", "needed_edge_keys", "stand_ins_of"]
 
 RemoteBlocks = Callable[[PreTrainedConfig], nn.Module]
 """Builds the module that runs all blocks. It is called once for each forward pass, with the hidden states and whatever
@@ -118,6 +120,37 @@ def _edge_class(cls: type[PreTrainedModel], remote: nn.Module, mixins: tuple[typ
     return derive_class(cls, __init__, *mixins)
 
 
+class RemoteLayer(nn.Linear):
+    """Stands in the place of a layer inside a block: says its shape, so that PEFT can put an adapter beside it.
+
+    Args:
+        inputs: How many numbers the layer takes.
+        outputs: How many it gives.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = inputs, outputs
+        # PEFT asks the weight where it is and in which format; it has no numbers here.
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+        self.register_parameter("bias", None)
+        self._is_hf_initialized = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UsageError: Always: the layer is on servers.
+        """
+        raise UsageError(f"a layer of {self.in_features} by {self.out_features} runs on servers, inside its block only")
+
+
+def stand_ins_of(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Give what stands in the place of a model's blocks."""
+    decoder, name = blocks_of(model)
+    return tuple(getattr(decoder, name))
+
+
 class _EdgeBlock(nn.Module):
     """Stands in a block's place: the first calls the remote module, the others pass on what came of it."""
 
@@ -149,4 +182,12 @@ def _stand_in(block: nn.Module, index: int, count: int) -> _EdgeBlock:
     # Some families initialise tensors of their blocks by name, unless this says that it is done.
     edge.__dict__.update(plain_attributes(block), _is_hf_initialized=True)
     edge.remote, edge.index, edge.is_last, edge.arity = None, index, index == count - 1, 0
+    for name, (inputs, outputs) in adaptable_layers(block).items():
+        *path, last = name.split(".")
+        parent: nn.Module = edge
+        for step in path:
+            if not hasattr(parent, step):
+                parent.add_module(step, nn.Module())
+            parent = getattr(parent, step)
+        parent.add_module(last, RemoteLayer(inputs, outputs))
     return edge

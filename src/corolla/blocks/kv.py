@@ -7,10 +7,13 @@ Knows tensors and rows; not who owns the memory, pages, leases or sessions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from corolla.blocks.adapters import Adapter
 
 __all__ = ["GrowingKV", "KVShape", "KVView", "PackedRow"]
 
@@ -40,11 +43,13 @@ class PackedRow:
         start: How many tokens the row has stored already; the position of its first new token.
         count: How many new tokens it gets, at least one.
         kv: Where its keys and values are.
+        adapter: What is added to the blocks for it; ``None`` for nothing.
     """
 
     start: int
     count: int
     kv: KVView
+    adapter: "Adapter | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,9 @@ class KVShape:
     def numbers(self) -> int:
         """How many numbers one token of one block stores."""
         return self.heads * (self.key_width + self.value_width)
+
+    def __str__(self) -> str:
+        return f"{self.heads} heads of {self.key_width} numbers a key and {self.value_width} a value"
 
 
 @dataclass(slots=True)

@@ -8,14 +8,16 @@ whether its blocks really are of this kind (``blocks/selftest.py``); the generic
 # N packed tokens, D model width, H query heads, K key heads, W head width
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from corolla.blocks.adapters import Addition
 from corolla.blocks.packing import Attention, PackedBatch, attend
-from corolla.blocks.products import FrozenLayer, order, product_with
+from corolla.blocks.products import FrozenLayer, Product, order, product_with
 
 __all__ = ["LeanBlock", "Rotation"]
 
@@ -65,10 +67,9 @@ class LeanBlock:
                 weight.data = weight.data.clone()
         parts = dict(block.named_modules())
         self._attention = attention
+        self._index = attention.block
         self._activate = parts["mlp.act_fn"]
-        self._q, self._k, self._v, self._o, self._gate, self._up, self._down = (
-            product_with(parts[name]) for name in _LAYERS
-        )
+        self._products = [product_with(parts[name]) for name in _LAYERS]
         self._norm_attention, self._norm_mlp = (_norm(parts[name]) for name in _NORMS)
         self._norm_heads = [_norm(parts[name]) for name in _HEAD_NORMS if name in parts]
         self._head_width: int = parts["self_attn"].head_dim
@@ -89,13 +90,24 @@ class LeanBlock:
             has_all and has_rest and all(type(layer) is nn.Linear or isinstance(layer, FrozenLayer) for layer in layers)
         )
 
-    def run(self, hidden_ND: Tensor, rotation: Rotation, batch: PackedBatch) -> Tensor:
-        """Run the block over the new tokens of all rows."""
+    def run(
+        self, hidden_ND: Tensor, rotation: Rotation, batch: PackedBatch, addition: Addition | None = None
+    ) -> Tensor:
+        """Run the block over the new tokens of all rows.
+
+        Args:
+            hidden_ND: What enters it.
+            rotation: Of these tokens.
+            batch: Their rows.
+            addition: What is added to its layers.
+        """
+        if addition is None:
+            q, k, v, o, gate, up, down = self._products
+        else:
+            q, k, v, o, gate, up, down = self._added(addition)
         normed_ND = rms_norm(hidden_ND, *self._norm_attention)
         tokens, width = len(normed_ND), self._head_width
-        query_NHW, key_NKW, value_NKW = (
-            product(normed_ND).view(tokens, -1, width) for product in (self._q, self._k, self._v)
-        )
+        query_NHW, key_NKW, value_NKW = (product(normed_ND).view(tokens, -1, width) for product in (q, k, v))
         if self._norm_heads:
             query_NHW = rms_norm(query_NHW, *self._norm_heads[0])
             key_NKW = rms_norm(key_NKW, *self._norm_heads[1])
@@ -106,10 +118,22 @@ class LeanBlock:
             rotation.apply(key_NKW).transpose(0, 1),
             value_NKW.transpose(0, 1),
         )
-        hidden_ND = self._o(attended_NHW.reshape(tokens, -1)).add_(hidden_ND)
+        hidden_ND = o(attended_NHW.reshape(tokens, -1)).add_(hidden_ND)
         normed_ND = rms_norm(hidden_ND, *self._norm_mlp)
-        inner_NI = self._activate(self._gate(normed_ND)).mul_(self._up(normed_ND))
-        return self._down(inner_NI).add_(hidden_ND)
+        inner_NI = self._activate(gate(normed_ND)).mul_(up(normed_ND))
+        return down(inner_NI).add_(hidden_ND)
+
+    def _added(self, addition: Addition) -> list[Product]:
+        """Make the products that have something added to them."""
+        adapted = set(addition.layers(self._index))
+        return [
+            partial(_add_to, product, addition, self._index, layer) if layer in adapted else product
+            for layer, product in zip(_LAYERS, self._products, strict=True)
+        ]
+
+
+def _add_to(product: Product, addition: Addition, block: int, layer: str, input_NI: Tensor) -> Tensor:
+    return addition.add(block, layer, input_NI, product(input_NI))
 
 
 def _norm(part: Any) -> tuple[Sequence[int], Tensor, float]:

@@ -28,12 +28,18 @@ class FrozenLayer(nn.Module):
     """A linear layer whose weight is kept in a form that is made for one kernel. A subclass for each form.
 
     Args:
-        bias_O: Its bias; ``None`` if it has none.
+        layer: The layer whose place it takes.
+
+    Attributes:
+        in_features: How many numbers it takes.
+        out_features: How many it gives.
     """
 
-    def __init__(self, bias_O: Tensor | None) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        bias_O = _bias(layer)
+        self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
 
     @property
     def unlisted_bytes(self) -> int:
@@ -68,7 +74,7 @@ class Ordered(FrozenLayer):
     is_exact = True
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(_bias(layer))
+        super().__init__(layer)
         self._ordered = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
         self._pointwise = torch.ops.mkldnn._linear_pointwise
 

@@ -103,7 +103,7 @@ class Int8Layer(FrozenLayer):
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.bias)
+        super().__init__(layer)
         weight_OI = layer.weight.detach()
         scale_O = (weight_OI.float().abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny).to(weight_OI.dtype)
         rounded_OI = (weight_OI.float() / scale_O.float()[:, None]).round().clamp(-127, 127)
@@ -138,7 +138,7 @@ class Nf4Layer(FrozenLayer):
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.bias)
+        super().__init__(layer)
         functional, weight_OI = _bitsandbytes(), layer.weight.detach()
         packed, state = functional.quantize_4bit(weight_OI.contiguous(), blocksize=_GROUP, quant_type="nf4")
         scales = state.absmax.to(torch.bfloat16)

@@ -6,6 +6,7 @@ Knows transformers' cache layers. Knows no pages or leases: those belong to the 
 # B batch, H heads, T new tokens, L stored tokens, D width of a head
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -166,6 +167,18 @@ class SessionCache(DynamicCache):  # type: ignore[misc]
         for layer in self._attentive:
             if (extra := layer.get_seq_length() - self.seen_tokens) > 0:
                 layer.crop(-extra)
+
+    def begin_with(self, blocks: Span, prefixes: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Store keys and values before the first token.
+
+        Args:
+            blocks: The blocks that the cache is for.
+            prefixes: For each of them, keys and values ``[H, L, D]``.
+        """
+        self.settle(blocks)
+        for block, (keys_HLD, values_HLD) in prefixes.items():
+            self.layers[block].update(keys_HLD[None], values_HLD[None])
+        self.add_tokens(prefixes[blocks.start][0].shape[1])
 
     def copy(self, rows_B: Tensor | None = None) -> "SessionCache":
         """Copy the cache, or build one from some of its rows: what beam search needs when it reorders its beams.

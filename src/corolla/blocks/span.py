@@ -7,17 +7,21 @@ Owns the weights of the blocks. Knows no files, sessions, pages, queues or peers
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
+from corolla.blocks.adapters import Adapter, Addition, Alone, BlockAdapter, RowAdapters, adding, check_fits
 from corolla.blocks.architecture import hidden_size, num_blocks, text_config
-from corolla.blocks.kv import GrowingKV, PackedRow
+from corolla.blocks.kv import GrowingKV, KVShape, PackedRow
 from corolla.blocks.lean import LeanBlock, Rotation
 from corolla.blocks.packing import ATTENTION_NAME, PackedBatch, PassingCache, register_attention, run_batch
+from corolla.blocks.prefix import PrefixCache
 from corolla.blocks.products import FrozenLayer
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.shell import BlockCall, Shell
@@ -76,6 +80,7 @@ class BlockSpan(nn.Module):
         self.eval().requires_grad_(False)
         register_attention()
         self._lean: list[LeanBlock] = []
+        self._adapter: Adapter | None = None
         if is_lean:
             self.make_lean()
 
@@ -111,6 +116,50 @@ class BlockSpan(nn.Module):
     def can_be_lean(self) -> bool:
         """Whether all blocks have the parts of lean ones; whether they give the same is for the self-test to find."""
         return all(LeanBlock.fits(block) for block in self.blocks)
+
+    @cached_property
+    def kv_shapes(self) -> dict[int, KVShape]:
+        """What each block stores of a token, for those that have keys and values; the first time, it is tried out."""
+        cache = self.new_cache()
+        probe_BTD = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
+        with torch.inference_mode():
+            self.forward(probe_BTD, cache=cache)
+        stored = {
+            index: (getattr(cache.layers[index], "keys", None), getattr(cache.layers[index], "values", None))
+            for index in range(self.span.start, min(self.span.stop, len(cache.layers)))
+        }
+        return {
+            index: KVShape(keys.shape[1], keys.shape[3], values.shape[3])
+            for index, (keys, values) in stored.items()
+            if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == values.dim() == 4
+        }
+
+    def check_adapter(self, index: int, adapter: BlockAdapter) -> None:
+        """Refuse what cannot be added to a block.
+
+        Args:
+            index: Which block of the span.
+            adapter: What is to be added.
+
+        Raises:
+            UsageError: If its layers or shapes are not those of the block.
+        """
+        check_fits(adapter, index, self.blocks[index - self.span.start], self.kv_shapes.get(index))
+
+    @contextmanager
+    def adapted(self, adapter: Adapter | None) -> Iterator[None]:
+        """Let :meth:`forward` run with an adapter, and the way back as well, for as long as the context lasts.
+
+        Args:
+            adapter: Of blocks of the span; ``None`` for none.
+        """
+        blocks = dict(zip(range(self.span.start, self.span.stop), self.blocks, strict=True))
+        self._adapter = adapter
+        try:
+            with adding(blocks, None if adapter is None else Alone(adapter)):
+                yield
+        finally:
+            self._adapter = None
 
     def make_lean(self) -> None:
         """Run packed tokens through lean blocks from now on; :meth:`forward` stays as it is.
@@ -158,10 +207,15 @@ class BlockSpan(nn.Module):
         part = self._part(blocks)
         if isinstance(cache, SessionCache):
             cache.settle(part)
+        elif self._adapter is not None and (prefix_tokens := self._adapter.prefix_tokens):
+            cache = PrefixCache(self.config, self._adapter.part(part))
+            if attention_mask_BT is not None:
+                attention_mask_BT = pad(attention_mask_BT, (prefix_tokens, 0), value=1)
         calls = self._shell.record(
             hidden_BTD, part, attention_mask_BT=attention_mask_BT, position_ids_BT=position_ids_BT, cache=cache
         )
-        saves = self.checkpointing and cache is None and torch.is_grad_enabled()
+        is_repeatable = cache is None or isinstance(cache, PrefixCache)
+        saves = self.checkpointing and is_repeatable and torch.is_grad_enabled()
         output_BTD, tapped = self._run(hidden_BTD, part, calls, taps, saves=saves)
         if isinstance(cache, SessionCache):
             cache.add_tokens(hidden_BTD.shape[1])
@@ -229,9 +283,12 @@ class BlockSpan(nn.Module):
         self, hidden_ND: Tensor, rows: Sequence[PackedRow], part: Span, taps: Collection[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         batch = PackedBatch(rows)
+        adapters, counts = [row.adapter for row in rows], [row.count for row in rows]
+        addition = RowAdapters.of(adapters, counts, hidden_ND.device)
         if self._lean:
-            return self._run_lean(hidden_ND, part, batch, taps)
-        result = self._run_blocks(hidden_ND, part, batch, taps)
+            return self._run_lean(hidden_ND, part, batch, taps, addition)
+        with adding({index: self.blocks[index - self.span.start] for index in range(part.start, part.stop)}, addition):
+            result = self._run_blocks(hidden_ND, part, batch, taps)
         if len(batch.visited) != len(part):
             raise UnsupportedModel(f"{self.config.model_type} attends in a way of its own, which rows cannot have")
         return result
@@ -246,7 +303,7 @@ class BlockSpan(nn.Module):
         return output_1ND[0], {index: tensor_1ND[0] for index, tensor_1ND in tapped.items()}
 
     def _run_lean(
-        self, hidden_ND: Tensor, part: Span, batch: PackedBatch, taps: Collection[int]
+        self, hidden_ND: Tensor, part: Span, batch: PackedBatch, taps: Collection[int], addition: Addition | None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run packed tokens through lean blocks."""
         with self._packed_attention():
@@ -257,7 +314,7 @@ class BlockSpan(nn.Module):
             table = call.kwargs["position_embeddings"]
             if id(table) not in rotations:
                 rotations[id(table)] = Rotation(*table)
-            hidden_ND = self._lean[index - self.span.start].run(hidden_ND, rotations[id(table)], batch)
+            hidden_ND = self._lean[index - self.span.start].run(hidden_ND, rotations[id(table)], batch, addition)
             if index in taps:
                 tapped[index] = hidden_ND
         return hidden_ND, tapped

@@ -5,9 +5,12 @@ Owns the tensors. Knows neither sessions nor leases: what a row may hold is coun
 
 # H KV heads, T new tokens, L stored tokens, D head width
 
+from collections.abc import Mapping
+
 import torch
 
 from corolla.cache.pool import PAGE_TOKENS, pages_for
+from corolla.terms import Span
 
 __all__ = ["RowKV"]
 
@@ -60,6 +63,17 @@ class RowKV:
         keys_HLD[:, self.length : stop] = key_HTD
         values_HLD[:, self.length : stop] = value_HTD
         return keys_HLD[:, :stop], values_HLD[:, :stop]
+
+    def begin_with(self, blocks: Span, prefixes: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Store keys and values before the first token.
+
+        Args:
+            blocks: The blocks that the row is for.
+            prefixes: For each of them, keys and values ``[H, P, D]``.
+        """
+        for block in range(blocks.start, blocks.stop):
+            self.append(block, *prefixes[block])
+        self.commit(prefixes[blocks.start][0].shape[1])
 
     def commit(self, length: int) -> None:
         """Make the row this long: what was appended up to there stays, anything beyond it is forgotten.

@@ -5,12 +5,13 @@ The core is asynchronous; :class:`Swarm` and the model classes are its blocking 
 
 from corolla.client.blocks import RemoteBlocks
 from corolla.client.config import ClientConfig
-from corolla.client.directory import AsyncSwarm, Target
+from corolla.client.directory import AsyncSwarm
 from corolla.client.generation import GenerationSession
 from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel, only_model
 from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
+from corolla.client.target import Target
 
 __all__ = [
     "AsyncSwarm",

@@ -4,16 +4,20 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from corolla.client.directory import AsyncSwarm, Target
+from corolla.client.adapting import read_adapter, with_prefixes
+from corolla.client.directory import AsyncSwarm
 from corolla.client.gather import gather
-from corolla.client.requests import Batch, Pass, run_backward, run_forward
+from corolla.client.requests import Batch, Grads, Pass, run_backward, run_forward
 from corolla.client.sync import Swarm
+from corolla.client.target import Target
+from corolla.codec import split_numbers
 from corolla.errors import UsageError
 from corolla.routing import split
 from corolla.terms import Chain, Span
@@ -33,18 +37,25 @@ class RemoteBlocks(nn.Module):
         swarm: Where the servers are.
         target: Which blocks of which weights.
         dtype: The number format that activations are sent and returned in, before the codec.
+        stand_ins: What stands in the place of all the model's blocks, where PEFT may have put adapters.
     """
 
-    def __init__(self, swarm: Swarm, target: Target, dtype: torch.dtype) -> None:
+    def __init__(self, swarm: Swarm, target: Target, dtype: torch.dtype, stand_ins: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self._swarm = swarm
         self._target = target
         self._dtype = dtype
+        self._stand_ins = tuple(stand_ins)  # a tuple, so that they are not taken for parts of this module
 
     @property
     def target(self) -> Target:
-        """Which blocks of which weights these are, and how tensors travel."""
-        return self._target
+        """Which blocks of which weights these are, what is added to them now, and how tensors travel."""
+        adapter = read_adapter(self._stand_ins)
+        return replace(self._target, adapter=None if adapter is None else adapter.part(self.span))
+
+    def adapt(self, stand_ins: Sequence[nn.Module]) -> None:
+        """Look for adapters beside what stands in the place of all the model's blocks, from now on."""
+        self._stand_ins = tuple(stand_ins)
 
     @property
     def span(self) -> Span:
@@ -59,8 +70,8 @@ class RemoteBlocks(nn.Module):
         chosen = range(blocks, blocks + 1) if isinstance(blocks, int) else blocks
         if not chosen or chosen.step != 1:
             raise UsageError(f"blocks[{index}] of {len(self)} blocks is not a range of one or more blocks in order")
-        target = Target(self._target.model, Span(chosen.start, chosen.stop), self._target.codec)
-        return type(self)(self._swarm, target, self._dtype)
+        target = self._target.part(Span(chosen.start, chosen.stop))
+        return type(self)(self._swarm, target, self._dtype, self._stand_ins)
 
     def extra_repr(self) -> str:
         """Say which blocks of which model these are."""
@@ -96,6 +107,7 @@ class RemoteBlocks(nn.Module):
         taps: tuple[int, ...],
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Run sequences through the blocks and look at some blocks' outputs on the way.
 
@@ -104,9 +116,12 @@ class RemoteBlocks(nn.Module):
             taps: Absolute indices of the blocks whose outputs are wanted.
             attention_mask: ``[B, T]``, 0 for padding.
             position_ids: ``[B, T]`` or ``[1, T]``.
+            prefixes: For each block, keys and values ``[heads, tokens, width]`` that stand before the first token of
+                every sequence; empty for none.
 
         Returns:
-            The last block's output, and the wanted outputs by block; all differentiable.
+            The last block's output, and the wanted outputs by block; all differentiable, with respect to the input, the
+            prefixes, and what PEFT has put beside the blocks' layers.
 
         Raises:
             UsageError: If a shape does not fit, or a tap is not among the blocks.
@@ -127,8 +142,12 @@ class RemoteBlocks(nn.Module):
         positions_BT = None if position_ids is None else position_ids.expand(rows, tokens)
         sent_BTD = hidden_BTD.to("cpu", self._dtype)
         batch = Batch(sent_BTD.detach(), mask_BT, positions_BT, tuple(taps))
+        target = self.target
+        if prefixes:
+            target = replace(target, adapter=with_prefixes(target.adapter, prefixes, self.span))
+        trained = () if target.adapter is None else target.adapter.tensors()
         outputs = _RemoteFunction.apply(  # type: ignore[no-untyped-call]
-            sent_BTD, self._swarm, self._target, batch
+            sent_BTD, self._swarm, target, batch, *trained
         )
         output_BTD, *tapped = (one.to(hidden_BTD.device, hidden_BTD.dtype) for one in outputs)
         return output_BTD, dict(zip(taps, tapped, strict=True))
@@ -144,25 +163,34 @@ class _RemoteFunction(torch.autograd.Function):
         swarm: Swarm,
         target: Target,
         batch: Batch,
+        *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         shares, passes = swarm.call(_forward_all, swarm.core, target, batch)
         context.remote = (swarm, target, batch, shares, passes)  # type: ignore[attr-defined]
+        context.save_for_backward(*trained)
         output_BTD = torch.cat([one.hidden_BTD for one in passes])
         return output_BTD, *(torch.cat([one.taps[block] for one in passes]) for block in batch.taps)
 
     @staticmethod
     @once_differentiable
-    def backward(
-        context: torch.autograd.function.FunctionCtx, *grads_BTD: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None, None]:
+    def backward(context: torch.autograd.function.FunctionCtx, *grads_BTD: torch.Tensor) -> tuple[Any, ...]:
         swarm, target, batch, shares, passes = context.remote  # type: ignore[attr-defined]
+        trained = context.saved_tensors  # type: ignore[attr-defined]  # torch refuses if they have changed meanwhile
         start, grads = 0, []
         for share in shares:
             stop = start + len(share.part.hidden_BTD)
             output_BTD, *tapped = (grad_BTD[start:stop].contiguous() for grad_BTD in grads_BTD)
             grads.append(Pass(output_BTD, taps=dict(zip(batch.taps, tapped, strict=True))))
             start = stop
-        return torch.cat(swarm.call(_backward_all, swarm.core, target, shares, passes, grads)), None, None, None
+        found = swarm.call(_backward_all, swarm.core, target, shares, passes, grads)
+        input_grad_BTD = torch.cat([one.hidden_BTD for one in found])
+        if not target.trains:
+            return input_grad_BTD, None, None, None, *(None for _ in trained)
+        sums_F = torch.zeros(target.numbers(target.span))
+        for one in found:  # in the order of the rows, so that sums are the same every time
+            sums_F += torch.cat([one.adapter[first] for first in sorted(one.adapter)])
+        of_trained = zip(split_numbers(sums_F, [one.shape for one in trained]), trained, strict=True)
+        return input_grad_BTD, None, None, None, *(grad.to(one.device, one.dtype) for grad, one in of_trained)
 
 
 def _limit_tokens(batch: Batch, batch_tokens: int) -> int:
@@ -215,7 +243,7 @@ async def _forward_all(swarm: AsyncSwarm, target: Target, batch: Batch) -> tuple
 
 async def _backward_all(
     swarm: AsyncSwarm, target: Target, shares: list[_Share], passes: list[Pass], grads: list[Pass]
-) -> list[torch.Tensor]:
+) -> list[Grads]:
     calls = [
         (run_backward, (swarm, target, share.part, done.inputs, grad))
         for share, done, grad in zip(shares, passes, grads, strict=True)

@@ -9,7 +9,7 @@ sent along with the hidden states; the base model itself then has only embedding
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ class _Wishes:
     tokens_BT: torch.Tensor | None
     session: GenerationSession | None
     taps: tuple[int, ...]
+    prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 _WISHES: ContextVar[_Wishes] = ContextVar("corolla_wishes")
@@ -64,7 +65,9 @@ class BlocksCall(nn.Module):
             return wishes.session.run(
                 hidden_BTD, attention_mask_BP=wishes.attention_mask_BP, tokens_BT=wishes.tokens_BT, taps=wishes.taps
             )
-        return self._blocks.tap(hidden_BTD, wishes.taps, wishes.attention_mask_BP, wishes.position_ids_BT)
+        return self._blocks.tap(
+            hidden_BTD, wishes.taps, wishes.attention_mask_BP, wishes.position_ids_BT, wishes.prefixes
+        )
 
 
 def attach(decoder: nn.Module, num_blocks: int) -> None:
@@ -111,13 +114,7 @@ def _wanted_states(wish: bool | Collection[int] | None, decoder: nn.Module, num_
 
 def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset[int], num_blocks: int) -> _Wishes:
     """Take what is meant for the blocks out of a call, and leave what the embeddings need."""
-    session = given.pop("past_key_values", None)
-    if given.pop("use_cache", None) and session is None:
-        session = _GENERATING.get()
-        if session is not None:  # as when Phi3 changes to its rotary table for long sequences
-            session.reset()
-    if session is not None and not isinstance(session, GenerationSession):
-        raise UsageError(f"a {type(session).__name__} cannot hold what servers hold; use model.session()")
+    session, prefixes = _take_past(given)
     mask_BP = given.get("attention_mask")
     if mask_BP is not None and (not isinstance(mask_BP, torch.Tensor) or mask_BP.dim() != 2):
         raise UsageError("an attention mask must be [batch, tokens], 0 for padding; others cannot be sent to servers")
@@ -127,19 +124,58 @@ def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset
     fed: torch.Tensor | None = tokens_BT if tokens_BT is not None else embeddings_BTD
     if fed is None:
         raise UsageError("the model was called with neither input_ids nor inputs_embeds")
+    rows, new = fed.shape[:2]
     position_ids_BT = given.get("position_ids")
     if session is not None:
+        mask_BP = session.begin_with(prefixes, mask_BP, new)
         # The base model knows nothing of stored tokens: it is told where the new ones stand, and no mask over all.
         given.pop("attention_mask", None)
-        positions_BT = session.next_positions(fed.shape[0], fed.shape[1], mask_BP)
-        if position_ids_BT is not None and not _agree(position_ids_BT.cpu(), positions_BT):
+        positions_BT = session.next_positions(rows, new, mask_BP)
+        if position_ids_BT is not None and not _agree(position_ids_BT.cpu() - session.prefix_tokens, positions_BT):
             raise UsageError(
                 "a session counts positions by itself; position_ids that skip or repeat cannot be honoured in it"
             )
         if takes_positions:
-            given["position_ids"] = positions_BT.clamp(min=0).to(fed.device)
+            given["position_ids"] = (session.prefix_tokens + positions_BT).clamp(min=0).to(fed.device)
+    elif prefixes:
+        prefix_tokens = prefixes[0][0].shape[1]
+        if mask_BP is not None and mask_BP.shape[1] == prefix_tokens + new:
+            mask_BP = given["attention_mask"] = mask_BP[:, prefix_tokens:]
+        if takes_positions and position_ids_BT is None:
+            given["position_ids"] = torch.arange(prefix_tokens, prefix_tokens + new, device=fed.device)[None]
     taps = tuple(sorted(index - 1 for index in wanted if 1 <= index < num_blocks))
-    return _Wishes(mask_BP, position_ids_BT, tokens_BT, session, taps)
+    return _Wishes(mask_BP, position_ids_BT, tokens_BT, session, taps, prefixes)
+
+
+def _take_past(given: dict[str, Any]) -> tuple[GenerationSession | None, Sequence[tuple[torch.Tensor, torch.Tensor]]]:
+    """Take the past out of a call: a session; keys and values that stand before the first token; or both."""
+    past = given.pop("past_key_values", None)
+    uses_cache = given.pop("use_cache", None)
+    if isinstance(past, GenerationSession):
+        return past, ()
+    generated = _GENERATING.get()
+    if generated is not None and (uses_cache or past is not None):
+        if past is None or generated.position:  # as when Phi3 changes to its rotary table for long sequences
+            generated.reset()
+        return generated, _read_prefixes(past)
+    return None, _read_prefixes(past)
+
+
+def _read_prefixes(past: Any) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+    """Read a cache that does not hold what servers have stored, but what is to stand before the first token."""
+    if past is None:
+        return ()
+    stored: list[tuple[Any, Any]] = [
+        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(past, "layers", ())
+    ]
+    if not stored or not all(isinstance(part, torch.Tensor) and part.dim() == 4 for pair in stored for part in pair):
+        raise UsageError(f"a {type(past).__name__} cannot hold what servers hold; use model.session()")
+    if any(not torch.equal(part, part[:1].expand_as(part)) for pair in stored for part in pair):
+        raise UsageError(
+            f"a {type(past).__name__} whose rows differ cannot stand before a batch; use model.session() to go on with "
+            "stored tokens"
+        )
+    return [(keys_BKPW[0], values_BKPW[0]) for keys_BKPW, values_BKPW in stored]
 
 
 def _agree(position_ids_BT: torch.Tensor, positions_BT: torch.Tensor) -> bool:

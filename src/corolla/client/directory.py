@@ -7,17 +7,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 
+from corolla.client.adapting import Deliveries
 from corolla.client.config import ClientConfig
 from corolla.client.gather import gather
 from corolla.client.measuring import any_answers, measure_often
-from corolla.errors import Error, NoChain, NotAMember, SwarmError, ungrouped
+from corolla.client.target import Target
+from corolla.errors import AdapterMissing, Error, NoChain, NotAMember, SwarmError, ungrouped
 from corolla.routing import (
     Bans,
     Demand,
@@ -50,7 +52,7 @@ from corolla.terms import Announcement, Chain, Hop, ModelId, PeerId, Snapshot, S
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-__all__ = ["AsyncSwarm", "ModelRouter", "Target"]
+__all__ = ["AsyncSwarm", "ModelRouter"]
 
 _LOG = logger(__name__)
 _MOST_WANTED = 4
@@ -96,6 +98,7 @@ class AsyncSwarm:
         self._bans = Bans()
         self._experience = Experience()
         self._rng = random.Random()
+        self._deliveries = Deliveries()
         self._wanted: dict[ModelId, Demand] = {}
         self._lanes: dict[tuple[ModelId, Span, int], tuple[Sequence[Lane], float]] = {}
         self._stack = AsyncExitStack()
@@ -166,6 +169,16 @@ class AsyncSwarm:
         """Say whether any server can be reached at all; if not, this machine's own connection is lost."""
         return await any_answers(self._endpoint, self.snapshot().announcements, within_s)
 
+    async def equip(self, hop: Hop, target: Target) -> None:
+        """Send a hop's peer what it has not got of what is added to its blocks.
+
+        Raises:
+            Error: What the peer said, or how it failed.
+        """
+        if target.adapter is not None and any(target.hashes(hop.span)):
+            async with self.dial(hop) as channel:
+                await self._deliveries.deliver(channel, target.model, target.adapter, hop.span, self.config.request_s)
+
     async def find_chain(self, demand: Demand, *, wait_s: float | None = None) -> Chain:
         """Choose the chain of least predicted time; if blocks are missing, wait a while for a server that brings them.
 
@@ -222,7 +235,9 @@ class AsyncSwarm:
         self._experience.forget_load(peer)
 
     def blame(self, peer: PeerId, error: Error) -> None:
-        """Keep away from a peer for as long as the error says."""
+        """Keep away from a peer for as long as the error says, and give it anew what it says it lacks."""
+        if isinstance(error, AdapterMissing):
+            self._deliveries.forget(peer)
         self._bans.ban(peer, error.ban_s, time.monotonic())
 
     def praise(self, peer: PeerId) -> None:
@@ -303,21 +318,6 @@ class AsyncSwarm:
         except Error as error:
             self._failure = error
             waiting.cancel()
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a client wants run, and how its tensors should travel.
-
-    Args:
-        model: The weights.
-        span: The blocks.
-        codec: The name of the codec for activations, both ways.
-    """
-
-    model: ModelId
-    span: Span
-    codec: str
 
 
 class ModelRouter:

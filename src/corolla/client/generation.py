@@ -7,16 +7,18 @@ Owns the bookkeeping between padded batches, which transformers has, and rows wi
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from transformers import Cache
 
-from corolla.client.directory import Target
+from corolla.client.adapting import with_prefixes
 from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepTokens
 from corolla.client.sync import Swarm
+from corolla.client.target import Target
 from corolla.codec import wire_bytes
 from corolla.errors import ContextTooLong, SessionClosed, UsageError
 from corolla.terms import Chain
@@ -42,6 +44,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
 
     Attributes:
         max_tokens: What servers are asked to keep room for when the session opens.
+        prefix_tokens: How many tokens of an adapter stand before the first token of every row.
     """
 
     def __init__(self, swarm: Swarm, target: Target, *, context_tokens: int, max_tokens: int | None = None) -> None:
@@ -50,10 +53,12 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         self._target = target
         self._context_tokens = context_tokens
         self.max_tokens = max_tokens
+        self.prefix_tokens = 0
         self._session: Session | None = None
+        self._rows = 0
         self._is_closed = False
         self._position = 0
-        self._pads: list[int] = []
+        self._real_BP = torch.empty(0, 0, dtype=torch.bool)  # which of the stored positions are no padding
         self._order: list[int] | None = None
         self._tokens_BP = torch.empty(0, 0, dtype=torch.long)
 
@@ -86,7 +91,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         if not 0 <= position <= self._position:
             raise UsageError(f"cannot rewind to position {position}: the session is at position {self._position}")
         self._position = position
-        self._tokens_BP = self._tokens_BP[:, :position]
+        self._tokens_BP, self._real_BP = self._tokens_BP[:, :position], self._real_BP[:, :position]
 
     @property
     def chain(self) -> Chain | None:
@@ -130,10 +135,11 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
             return
         if len(tokens_BP) != len(self._tokens_BP):
             raise UsageError(f"a prompt of {len(tokens_BP)} rows in a session of {len(self._tokens_BP)}")
-        if _left_pads(attention_mask_BP, *tokens_BP.shape) != self._pads:
+        shared = min(self._position, tokens_BP.shape[1] - 1)
+        real_BP = _real_positions(attention_mask_BP, *tokens_BP.shape)[:, :shared]
+        if not torch.equal(real_BP, self._real_BP[:, :shared]):
             self.position = 0
             return
-        shared = min(self._position, tokens_BP.shape[1] - 1)
         differs = (tokens_BP[:, :shared].cpu() != self._tokens_BP[:, :shared]).any(0)
         self.position = int(differs.float().argmax()) if bool(differs.any()) else shared
 
@@ -143,7 +149,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         Args:
             rows: How many rows will be fed.
             new: How many positions of each.
-            attention_mask_BP: 0 for padding on the left, over stored and new positions.
+            attention_mask_BP: 0 for padding, over stored and new positions.
 
         Returns:
             ``[B, T]``; negative where there is padding.
@@ -151,9 +157,40 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         Raises:
             UsageError: If the mask does not fit the session.
         """
+        real_BP = self._with_new(rows, new, attention_mask_BP)
+        positions_BP = (real_BP.cumsum(1) - 1).masked_fill(~real_BP, -1)
+        return positions_BP[:, self._position :]
+
+    def begin_with(
+        self,
+        prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        attention_mask_BP: torch.Tensor | None,
+        new: int,
+    ) -> torch.Tensor | None:
+        """Let keys and values stand before the first token of every row.
+
+        Args:
+            prefixes: For each block, keys and values ``[heads, tokens, width]``; empty to leave all as it is.
+            attention_mask_BP: 0 for padding, over stored and new positions; it may span the prefix as well.
+            new: How many positions will be fed.
+
+        Returns:
+            The mask without the prefix.
+
+        Raises:
+            UsageError: If there are not as many as the model has blocks.
+        """
+        if prefixes:
+            target = replace(self._target, adapter=with_prefixes(self._target.adapter, prefixes, self._target.span))
+            if self._session is not None and target.hashes(target.span) != self._target.hashes(target.span):
+                self._swarm.call(self._session.close)  # what it holds began otherwise
+                self._session = None
+            self._target = target
+            self.prefix_tokens = prefixes[0][0].shape[1]
         length = self._position + new
-        pads = self._pads if self._position else _left_pads(attention_mask_BP, rows, length)
-        return torch.arange(self._position, length)[None] - torch.tensor(pads)[:, None]
+        if attention_mask_BP is not None and attention_mask_BP.shape[1] == self.prefix_tokens + length:
+            return attention_mask_BP[:, self.prefix_tokens :]
+        return attention_mask_BP
 
     def run(
         self,
@@ -167,7 +204,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
 
         Args:
             hidden_BTD: The first block's input.
-            attention_mask_BP: 0 for padding on the left, over stored and new positions.
+            attention_mask_BP: 0 for padding, over stored and new positions.
             tokens_BT: The ids of the new tokens, if known.
             taps: Absolute indices of blocks whose outputs are wanted as well.
 
@@ -183,9 +220,10 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         """
         rows, new = hidden_BTD.shape[:2]
         token_bytes = wire_bytes(hidden_BTD, self._target.codec) / (rows * new)
-        session = self._opened(rows, attention_mask_BP, self._position + new, token_bytes)
-        starts = [max(0, self._position - pad) for pad in self._pads]
-        real_BT = self.next_positions(rows, new, attention_mask_BP) >= 0
+        session = self._opened(rows, self._position + new, token_bytes)
+        real_BP = self._with_new(rows, new, attention_mask_BP)
+        real_BT = real_BP[:, self._position :]
+        starts = real_BP[:, : self._position].sum(1).tolist()
         is_padded = not bool(real_BT.all())
         sent_BTD = hidden_BTD.detach().cpu()
         hidden_ND = sent_BTD[real_BT] if is_padded else sent_BTD.reshape(rows * new, -1)
@@ -194,6 +232,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         result = self._swarm.call(_step, session, step, tuple(taps))
         self._order = None
         self._position += new
+        self._real_BP = real_BP
         seen_BT = torch.full((rows, new), _UNKNOWN_TOKEN) if tokens_BT is None else tokens_BT.cpu()
         self._tokens_BP = torch.cat([self._tokens_BP, seen_BT], dim=1)
 
@@ -205,15 +244,16 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
 
         return unpack(result.hidden_ND), {block: unpack(tensor_ND) for block, tensor_ND in result.taps.items()}
 
-    def _opened(self, rows: int, attention_mask_BP: torch.Tensor | None, length: int, token_bytes: float) -> Session:
+    def _opened(self, rows: int, length: int, token_bytes: float) -> Session:
         if self._is_closed:
             raise SessionClosed("the session was closed; make another with model.session()")
-        if length > self._context_tokens:
+        room_tokens = self._context_tokens - self.prefix_tokens
+        if length > room_tokens:
             raise ContextTooLong(
-                f"{length} tokens are more than the {self._context_tokens} that this model was made for; "
-                "shorten the prompt"
+                f"{self.prefix_tokens + length} tokens are more than the {self._context_tokens} that this model was "
+                "made for; shorten the prompt"
             )
-        if self._session is not None and self._position == 0 and rows != len(self._pads):
+        if self._session is not None and self._position == 0 and rows != self._rows:
             self._swarm.call(self._session.close)  # nothing is stored, so it may as well have other rows
             self._session = None
         if self._session is None:
@@ -222,20 +262,27 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
                 self._swarm.core,
                 self._target,
                 rows=rows,
-                max_tokens=min(expected, self._context_tokens),
+                max_tokens=min(expected, room_tokens),
                 prompt_tokens=rows * length,
                 token_bytes=token_bytes,
             )
             self._swarm.call(session.open)
-            self._session = session
+            self._session, self._rows = session, rows
         if self._position == 0:
-            self._pads = _left_pads(attention_mask_BP, rows, length)
             self._tokens_BP = torch.empty(rows, 0, dtype=torch.long)
-        elif rows != len(self._pads):
-            raise UsageError(f"{rows} rows were fed to a session of {len(self._pads)}")
-        elif attention_mask_BP is not None and _left_pads(attention_mask_BP, rows, length) != self._pads:
-            raise UsageError("the padding of a session cannot change on its way; rewind to position 0 first")
         return self._session
+
+    def _with_new(self, rows: int, new: int, attention_mask_BP: torch.Tensor | None) -> torch.Tensor:
+        """Say which of the stored and new positions are no padding, as the mask has it."""
+        if self._position and rows != self._rows:
+            raise UsageError(f"{rows} rows were fed to a session of {self._rows}")
+        stored_BP = self._real_BP if self._position else torch.empty(rows, 0, dtype=torch.bool)
+        if attention_mask_BP is None:
+            return torch.cat([stored_BP, torch.ones(rows, new, dtype=torch.bool)], dim=1)
+        real_BP = _real_positions(attention_mask_BP, rows, self._position + new)
+        if not torch.equal(real_BP[:, : self._position], stored_BP):
+            raise UsageError("the padding of a session cannot change on its way; rewind to position 0 first")
+        return real_BP
 
     # What transformers asks of a cache.
 
@@ -251,8 +298,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         """Let each row continue another one; sent along with the next step."""
         order = beam_idx.tolist()
         self._order = order if self._order is None else [self._order[row] for row in order]
-        self._pads = [self._pads[row] for row in order]
-        self._tokens_BP = self._tokens_BP[order]
+        self._tokens_BP, self._real_BP = self._tokens_BP[order], self._real_BP[order]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens away: so many if negative; down to so many if positive, as older releases have it."""
@@ -274,6 +320,11 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
     def is_compileable(self) -> bool:
         """Whether a compiled model could use it."""
         return False
+
+    @property
+    def max_cache_len(self) -> int:
+        """No bound; PEFT asks before it puts a prefix before the first token."""
+        return -1
 
     @property
     def is_initialized(self) -> bool:
@@ -301,23 +352,22 @@ async def _step(session: Session, tokens: StepTokens, taps: tuple[int, ...]) -> 
     return await session.step(tokens, taps=taps)
 
 
-def _left_pads(attention_mask_BP: torch.Tensor | None, rows: int, length: int) -> list[int]:
-    """Count the padding before each row.
+def _real_positions(attention_mask_BP: torch.Tensor | None, rows: int, length: int) -> torch.Tensor:
+    """Say which positions are no padding.
 
     Raises:
-        UsageError: If there is padding anywhere else, or the mask does not span the stored and the new positions.
+        UsageError: If a row ends with padding, or the mask does not span the stored and the new positions.
     """
     if attention_mask_BP is None:
-        return [0] * rows
+        return torch.ones(rows, length, dtype=torch.bool)
     if attention_mask_BP.dim() != 2 or tuple(attention_mask_BP.shape) != (rows, length):
         raise UsageError(
             f"the attention mask has shape {list(attention_mask_BP.shape)}; {rows} rows of {length} stored and new "
             "positions need one of that shape"
         )
     real_BP = attention_mask_BP.bool().cpu()
-    pads = (~real_BP).sum(1)
-    if not torch.equal(real_BP, torch.arange(length)[None] >= pads[:, None]):
-        raise UsageError("a session takes padding on the left only; set tokenizer.padding_side = 'left'")
-    if int(pads.max()) == length:
+    if not bool(real_BP.any(1).all()):
         raise UsageError("a row of the batch holds nothing but padding")
-    return pads.tolist()
+    if not bool(real_BP[:, -1].all()):
+        raise UsageError("a session takes no padding at the end of a row; set tokenizer.padding_side = 'left'")
+    return real_BP

@@ -96,6 +96,7 @@ async def _move(swarm: AsyncSwarm, chain: "LiveChain", old: HopSession, left_s: 
     token, next_token = secrets.token_bytes(16), secrets.token_bytes(16)
     following = None if after is None else chain.successor(after.hop, next_token, is_new=False)
     open_s = min(left_s, swarm.config.open_s)
+    await swarm.equip(hop, chain.hops.target)
     heir = await HopSession.open(hop, swarm.dial(hop), chain.opening(hop, token, following), limit_s=open_s)
     said = _Heir(chain)
     swarm.start(heir.listen, said.hear)

@@ -263,14 +263,13 @@ class HopSession:
 
 
 def read_tensors(
-    received: Received[Message], *, shape: Sequence[int], count: int, peer: PeerId, is_finite: bool
+    received: Received[Message], *, shapes: Sequence[Sequence[int]], peer: PeerId, is_finite: bool
 ) -> list[torch.Tensor]:
     """Decode the tensors of an answer.
 
     Args:
         received: The answer.
-        shape: The shape that each of them must have.
-        count: How many there must be.
+        shapes: The shapes that they must have.
         peer: Who answered.
         is_finite: Whether there was neither nan nor infinity in what it was asked, so that none may be in its answer.
 
@@ -278,10 +277,12 @@ def read_tensors(
         PeerMisbehaved: If they are not what was asked for, or cannot be read.
     """
     metas = received.message.tensors if isinstance(received.message, Output | Gradients) else ()
-    if [list(meta.shape) for meta in metas] != [list(shape)] * count:
-        found = ", ".join(str(list(meta.shape)) for meta in metas[:8])
+    if [tuple(meta.shape) for meta in metas] != [tuple(shape) for shape in shapes]:
+        found, due = (
+            ", ".join(str(list(shape)) for shape in some[:8]) for some in ([meta.shape for meta in metas], shapes)
+        )
         raise PeerMisbehaved(
-            f"peer {peer[:8]} answered with {len(metas)} tensors ({found}) where {count} of {list(shape)} were due",
+            f"peer {peer[:8]} answered with {len(metas)} tensors ({found}) where {len(shapes)} were due ({due})",
             peer=peer,
         )
     try:

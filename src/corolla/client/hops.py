@@ -11,6 +11,7 @@ import anyio
 
 from corolla.client.directory import AsyncSwarm
 from corolla.client.hop import HopSession
+from corolla.client.target import Target
 from corolla.errors import Error, SessionClosed
 from corolla.swarm import Received
 from corolla.terms import Hop, Span
@@ -34,15 +35,15 @@ class Hops:
 
     Args:
         swarm: How to reach them.
-        span: The blocks that they hold together.
+        target: What they are to run together.
 
     Attributes:
-        span: The blocks that they hold together.
+        target: What they are to run together.
         is_closed: Whether :meth:`close` was called.
     """
 
-    def __init__(self, swarm: AsyncSwarm, span: Span) -> None:
-        self.span = span
+    def __init__(self, swarm: AsyncSwarm, target: Target) -> None:
+        self.target = target
         self.is_closed = False
         self._swarm = swarm
         self._hops: dict[int, HopSession] = {}
@@ -66,7 +67,7 @@ class Hops:
 
     def gaps(self) -> Iterator[Span]:
         """Yield the blocks without a hop."""
-        begin, end = self.span.start, self.span.stop
+        begin, end = self.target.span.start, self.target.span.stop
         for start, stop in [*((one.hop.span.start, one.hop.span.stop) for one in self), (end, end)]:
             if begin < start:
                 yield Span(begin, start)
@@ -112,6 +113,7 @@ class Hops:
             failures: Where to put how that failed.
         """
         try:
+            await self._swarm.equip(hop, self.target)
             session = await HopSession.open(hop, self._swarm.dial(hop), opening, limit_s=self._swarm.config.open_s)
         except Error as error:
             error.peer = error.peer or hop.peer

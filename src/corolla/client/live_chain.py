@@ -70,7 +70,7 @@ class LiveChain:
         self._pace = Pace()
         self._router = self.new_router()
         self.chain: Chain | None = None
-        self.hops = Hops(swarm, need.target.span)
+        self.hops = Hops(swarm, need.target)
         self.replays: list[Replay] = []
         self.stepping = anyio.Lock()
 
@@ -357,7 +357,7 @@ class LiveChain:
         hop = session.hop
         count = sum(block in hop.span for block in step.taps) + (hop.span.stop == self._target.span.stop)
         try:
-            return read_tensors(heard, shape=step.hidden.shape, count=count, peer=hop.peer, is_finite=True)
+            return read_tensors(heard, shapes=[step.hidden.shape] * count, peer=hop.peer, is_finite=True)
         except Error:
             self._lose(session)
             raise

@@ -9,12 +9,20 @@ from typing import Any, ClassVar
 import torch
 import transformers
 
-from corolla.blocks import context_tokens, decoder_of, load_config, load_edges, needed_edge_keys, num_blocks
+from corolla.blocks import (
+    context_tokens,
+    decoder_of,
+    load_config,
+    load_edges,
+    needed_edge_keys,
+    num_blocks,
+    stand_ins_of,
+)
 from corolla.client.blocks import RemoteBlocks
 from corolla.client.decoder import BlocksCall, attach, generating
-from corolla.client.directory import Target
 from corolla.client.generation import GenerationSession
 from corolla.client.sync import Swarm
+from corolla.client.target import Target
 from corolla.codec import check_preference
 from corolla.errors import NoChain, UsageError
 from corolla.hub import HubConfig, Progress, open_repository, stay_silent
@@ -143,8 +151,7 @@ class _AutoModel:
         keys = needed_edge_keys(config, repository.weight_map, cls._auto_class)
         directory = repository.fetch({repository.weight_map[key] for key in keys})
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
-        if codec is not None:
-            check_preference(codec)
+        check_preference(codec or "raw")
         joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
         codec = codec or joined.config.codec
         count = num_blocks(config)
@@ -162,6 +169,8 @@ class _AutoModel:
                 joined.close()
             raise
         attach(decoder_of(model), count)
+        blocks.adapt(stand_ins_of(model))
+        model.name_or_path = model.config.name_or_path = name.partition("@")[0] if repository.revision else name
         model.swarm, model.blocks, model.model_id = joined, blocks, repository.model_id
         model.context_tokens = context_tokens(config) or MAX_STEP_TOKENS
         model._owns_swarm = joined is not swarm

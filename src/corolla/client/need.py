@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from corolla.client.directory import Target
+from corolla.client.target import Target
 from corolla.routing import Demand
 from corolla.terms import Hop, PeerId
 from corolla.wire import OpenSession, Successor
@@ -48,6 +48,7 @@ class Need:
             token=token,
             successor=successor,
             key=secrets.token_bytes(16),
+            adapters=self.target.hashes(hop.span),
         )
 
     def demand(self, longest: int, tokens: int, *, is_pushed: bool, avoid: Collection[PeerId] = ()) -> Demand:

@@ -5,20 +5,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from msgspec import structs
 
-from corolla.client.directory import AsyncSwarm, ModelRouter, Target
+from corolla.client.directory import AsyncSwarm, ModelRouter
 from corolla.client.hop import read_tensors
 from corolla.client.retry import try_chains
+from corolla.client.target import Target
 from corolla.codec import encode, wire_bytes
 from corolla.errors import Error
 from corolla.routing import Demand, Work
 from corolla.terms import Chain, Hop
 from corolla.wire import Backward, Forward, Gradients, Output, TensorMeta
 
-__all__ = ["Batch", "Pass", "run_backward", "run_forward"]
+__all__ = ["Batch", "Grads", "Pass", "run_backward", "run_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,18 @@ class Batch:
         )
 
 
+class Grads(NamedTuple):
+    """What has come of a backward pass.
+
+    Args:
+        hidden_BTD: The gradient with respect to the first block's input.
+        adapter: Those with respect to what is added to blocks, all numbers of a run of blocks in a row, by its first.
+    """
+
+    hidden_BTD: torch.Tensor
+    adapter: dict[int, torch.Tensor]
+
+
 @dataclass(slots=True)
 class Pass:
     """What a forward pass has brought so far, and what a backward pass will need.
@@ -110,8 +124,9 @@ async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch, first: Ch
                 attention_mask=batch.mask,
                 position_ids=batch.positions,
                 taps=taps,
+                adapters=target.hashes(hop.span),
             )
-            output_BTD, *tapped = await _ask(swarm, hop, message, (done.hidden_BTD,))
+            output_BTD, *tapped = await _ask(swarm, hop, target, message, (done.hidden_BTD,))
             done.inputs.append((hop, done.hidden_BTD))
             done.taps.update(zip(taps, tapped, strict=True))
             done.hidden_BTD = output_BTD
@@ -124,7 +139,7 @@ async def run_forward(swarm: AsyncSwarm, target: Target, batch: Batch, first: Ch
 
 async def run_backward(
     swarm: AsyncSwarm, target: Target, batch: Batch, inputs: Sequence[tuple[Hop, torch.Tensor]], grads: Pass
-) -> torch.Tensor:
+) -> Grads:
     """Bring gradients back through blocks that a forward pass went through.
 
     Args:
@@ -135,13 +150,13 @@ async def run_backward(
         grads: The gradients of the loss with respect to the output, and to the taps.
 
     Returns:
-        The gradient with respect to the first block's input ``[B, T, D]``.
+        The gradients with respect to the first block's input, and to the target's adapter.
 
     Raises:
         NoChain: If some blocks have no server.
         Error: What the last server said, after ``config.attempts`` failures.
     """
-    grad_BTD = grads.hidden_BTD
+    grad_BTD, of_adapter = grads.hidden_BTD, dict[int, torch.Tensor]()
     left = list(inputs)
     while left:
         hop, input_BTD = left.pop()
@@ -150,20 +165,19 @@ async def run_backward(
         if isinstance(found, Pass):  # its blocks are at several servers by now
             left += found.inputs
         else:
-            grad_BTD = found
-    return grad_BTD
+            grad_BTD = found.hidden_BTD
+            of_adapter |= found.adapter
+    return Grads(grad_BTD, of_adapter)
 
 
-async def _back_through(
-    swarm: AsyncSwarm, target: Target, first: Hop, batch: Batch, grads: Pass
-) -> torch.Tensor | Pass:
+async def _back_through(swarm: AsyncSwarm, target: Target, first: Hop, batch: Batch, grads: Pass) -> Grads | Pass:
     """Go back through blocks that one server had, there if it can be.
 
     If no server has all of them any more, run them again on those that do.
     """
-    target = Target(target.model, first.span, target.codec)
+    target = target.part(first.span)
 
-    async def attempt(chain: Chain) -> torch.Tensor | None:
+    async def attempt(chain: Chain) -> Grads | None:
         if len(chain.hops) > 1:
             return None
         (hop,) = chain.hops
@@ -176,15 +190,17 @@ async def _back_through(
             attention_mask=batch.mask,
             position_ids=batch.positions,
             taps=taps,
+            adapters=target.hashes(hop.span),
+            trains=target.part(hop.span).trains,
         )
         tensors = (batch.hidden_BTD, grads.hidden_BTD, *(grads.taps[block] for block in taps))
-        (grad_BTD,) = await _ask(swarm, hop, message, tensors)
-        return grad_BTD
+        grad_BTD, *of_adapter = await _ask(swarm, hop, target, message, tensors)
+        return Grads(grad_BTD, dict.fromkeys((hop.span.start,), of_adapter[0]) if of_adapter else {})
 
     router = ModelRouter(swarm, batch.demand(target), first=Chain((first,)))
-    grad_BTD = await try_chains(router, attempt, attempts=swarm.config.attempts)
-    if grad_BTD is not None:
-        return grad_BTD
+    found = await try_chains(router, attempt, attempts=swarm.config.attempts)
+    if found is not None:
+        return found
     return await run_forward(swarm, target, Batch(batch.hidden_BTD, batch.attention_mask_BT, batch.position_ids_BT))
 
 
@@ -192,7 +208,7 @@ _UNSENT = TensorMeta("raw", "float32", (1,), 0)  # stands where the encoded tens
 
 
 async def _ask(
-    swarm: AsyncSwarm, hop: Hop, message: Forward | Backward, tensors: Sequence[torch.Tensor]
+    swarm: AsyncSwarm, hop: Hop, target: Target, message: Forward | Backward, tensors: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Send one request with its tensors to a hop and read the tensors of its answer."""
     encoded = [encode(tensor, message.codec) for tensor in tensors]
@@ -201,13 +217,18 @@ async def _ask(
     message = structs.replace(message, **described)
     buffers = [buffer for one in encoded for buffer in one.buffers]
     answer: type[Output] | type[Gradients] = Output if isinstance(message, Forward) else Gradients
-    count = 1 + len(message.taps) if isinstance(message, Forward) else 1
-    began_s = time.perf_counter()
+    shapes: list[tuple[int, ...]] = [tensors[0].shape]
+    if isinstance(message, Forward):
+        shapes *= 1 + len(message.taps)
+    elif message.trains:
+        shapes.append((target.numbers(hop.span),))
     try:
+        await swarm.equip(hop, target)
+        began_s = time.perf_counter()
         async with swarm.dial(hop) as channel:
             received = await channel.request(message, buffers, expected=answer, deadline_s=swarm.config.request_s)
         is_finite = isinstance(message, Forward) and bool(tensors[0].isfinite().all())  # gradients may overflow
-        results = read_tensors(received, shape=tensors[0].shape, count=count, peer=hop.peer, is_finite=is_finite)
+        results = read_tensors(received, shapes=shapes, peer=hop.peer, is_finite=is_finite)
     except Error as error:
         error.peer = error.peer or hop.peer
         raise

@@ -10,11 +10,12 @@ from functools import partial
 import anyio
 import torch
 
-from corolla.client.directory import AsyncSwarm, Target
+from corolla.client.directory import AsyncSwarm
 from corolla.client.live_chain import LiveChain
 from corolla.client.need import Need
 from corolla.client.retry import try_chains
 from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
+from corolla.client.target import Target
 from corolla.codec import check_preference
 from corolla.errors import Error, SessionClosed, UsageError
 from corolla.terms import Chain

@@ -1,5 +1,13 @@
 """Tensors to payload bytes and back; each codec states its error bound. Knows no model, stream or clock."""
 
+from corolla.codec.adapters import (
+    AdapterParts,
+    EncodedAdapter,
+    decode_adapter,
+    encode_adapter,
+    join_numbers,
+    split_numbers,
+)
 from corolla.codec.codec import (
     CODECS,
     PREFERENCES,
@@ -16,12 +24,18 @@ from corolla.codec.codec import (
 __all__ = [
     "CODECS",
     "PREFERENCES",
+    "AdapterParts",
     "Codec",
     "Encoded",
+    "EncodedAdapter",
     "check_preference",
     "codec_named",
     "decode",
+    "decode_adapter",
     "encode",
+    "encode_adapter",
+    "join_numbers",
     "splice",
+    "split_numbers",
     "wire_bytes",
 ]

@@ -6,7 +6,17 @@ Blocks and pages meet here; neither knows the other. Knows nothing of peers, mes
 from corolla.engine.config import EngineConfig
 from corolla.engine.engine import Engine, Load
 from corolla.engine.measure import free_bytes
-from corolla.engine.work import Result, SessionRows, WorkKind
+from corolla.engine.work import Result, Sequences, SessionRows, WorkKind
 from corolla.engine.worker import computing_threads
 
-__all__ = ["Engine", "EngineConfig", "Load", "Result", "SessionRows", "WorkKind", "computing_threads", "free_bytes"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "Load",
+    "Result",
+    "Sequences",
+    "SessionRows",
+    "WorkKind",
+    "computing_threads",
+    "free_bytes",
+]

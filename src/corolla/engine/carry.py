@@ -93,6 +93,8 @@ def _stored(session: SessionRows, row: int) -> RowKV:
     stored = session.idle_rows()[row]
     if not isinstance(stored, RowKV):
         raise _own_cache()
+    if session.prefix_tokens:
+        raise UsageError("a row that begins with an adapter's prefix is not handed over; its tokens are replayed")
     return stored
 
 

@@ -9,11 +9,24 @@ from collections.abc import Sequence
 
 import torch
 
+from corolla.blocks import Adapter
 from corolla.engine.work import ForwardWork, StepWork
 from corolla.errors import ContextTooLong, UsageError
 from corolla.terms import Span
 
-__all__ = ["check_blocks", "check_context", "check_forward", "check_step", "check_taps"]
+__all__ = ["check_blocks", "check_context", "check_forward", "check_prefix", "check_step", "check_taps"]
+
+
+def check_prefix(adapter: Adapter | None, blocks: Span) -> None:
+    """Check that all blocks that are run have a prefix, or none of them.
+
+    Raises:
+        UsageError: If only some have.
+    """
+    if adapter is None or not adapter.prefix_tokens:
+        return
+    if bare := [block for block in range(blocks.start, blocks.stop) if block not in adapter.blocks]:
+        raise UsageError(f"blocks {bare} have no prefix, but others of {blocks} do; give all of them one, or none")
 
 
 def check_blocks(blocks: Span, served: Span) -> None:
@@ -66,8 +79,9 @@ def check_step(work: StepWork, *, can_rewind: bool) -> None:
         raise UsageError(f"the order {list(order)} does not name a row for each of the session's {rows}")
     if min(work.counts) < 0 or sum(work.counts) != len(work.hidden_ND) or not sum(work.counts):
         raise UsageError(f"the rows get {list(work.counts)} tokens, but {len(work.hidden_ND)} hidden states came")
-    stored = [work.rows[source].length for source in order or range(rows)]
-    if not all(0 <= start <= length for start, length in zip(work.starts, stored, strict=True)):
+    # A row that is still empty will have the prefix before anything else.
+    stored = [max(work.rows[source].length, work.prefix_tokens) for source in order or range(rows)]
+    if not all(work.prefix_tokens <= start <= length for start, length in zip(work.starts, stored, strict=True)):
         raise UsageError(
             f"the rows should keep {list(work.starts)} tokens, but have stored {stored}; send the missing ones again"
         )
@@ -92,7 +106,8 @@ def check_forward(work: ForwardWork, context_tokens: int) -> None:
     shape_BTD, shape_BT = work.hidden_BTD.shape, work.hidden_BTD.shape[:2]
     if len(shape_BTD) != 3 or work.hidden_BTD.numel() == 0:
         raise UsageError(f"a batch has rows of tokens of hidden states, [B, T, D]; it came as {list(shape_BTD)}")
-    check_context(shape_BT[1], context_tokens)
+    prefix_tokens = 0 if work.adapter is None else work.adapter.prefix_tokens
+    check_context(prefix_tokens + shape_BT[1], context_tokens)
     for name, tensor_BT in (("attention mask", work.attention_mask_BT), ("position ids", work.position_ids_BT)):
         if tensor_BT is not None and tensor_BT.shape != shape_BT:
             raise UsageError(f"the {name} have shape {list(tensor_BT.shape)}; the batch has {list(shape_BT)}")

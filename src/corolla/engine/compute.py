@@ -28,8 +28,9 @@ def run_steps(span: BlockSpan, tick: StepTick) -> None:
         _run_packed(span, tick)
     else:
         for work, slices in tick.parts:
-            for part in slices:
-                _run_row(span, work, part)
+            with span.adapted(work.adapter):
+                for part in slices:
+                    _run_row(span, work, part)
     for work, slices in tick.parts:
         work.done_tokens += sum(part.tokens for part in slices)
 
@@ -39,16 +40,34 @@ def run_forward(span: BlockSpan, tick: ForwardTick) -> None:
     work, rows = tick
     hidden_BTD = work.hidden_BTD[rows].to(span.device)
     if work.grads_BTD is None:
-        with torch.inference_mode():
+        with torch.inference_mode(), span.adapted(work.adapter):
             outputs = _forward(span, tick, hidden_BTD)
     else:
-        grads_BTD = [grad_BTD[rows].to(span.device) for grad_BTD in work.grads_BTD]
-        with torch.enable_grad():
-            hidden_BTD = hidden_BTD.detach().requires_grad_()
-            outputs = torch.autograd.grad(_forward(span, tick, hidden_BTD), (hidden_BTD,), grads_BTD)
+        outputs, adapter_grads = _backward(span, tick, hidden_BTD, work.grads_BTD)
+        for sum_, grad in zip(work.adapter_grads, adapter_grads, strict=True):
+            sum_ += grad
     for whole_BTD, part_BTD in zip(work.outputs, outputs, strict=True):
         whole_BTD[rows] = part_BTD
     work.done_rows = rows.stop
+
+
+def _backward(
+    span: BlockSpan, tick: ForwardTick, hidden_BTD: torch.Tensor, grads_BTD: Sequence[torch.Tensor]
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Give the gradient with respect to the input, and those with respect to the adapter, if they are wanted."""
+    work, rows = tick
+    upstream_BTD = [grad_BTD[rows].to(span.device) for grad_BTD in grads_BTD]
+    hidden_BTD = hidden_BTD.detach().requires_grad_()
+    adapter, leaves = work.adapter, tuple[torch.Tensor, ...]()
+    if adapter is not None and work.adapter_grads:
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in adapter.tensors)
+        adapter = adapter.with_tensors(leaves)
+    with torch.enable_grad(), span.adapted(adapter):
+        outputs = _forward(span, tick, hidden_BTD)
+        input_grad_BTD, *adapter_grads = torch.autograd.grad(
+            outputs, (hidden_BTD, *leaves), upstream_BTD, allow_unused=True, materialize_grads=True
+        )
+    return (input_grad_BTD,), tuple(adapter_grads)
 
 
 def _run_packed(span: BlockSpan, tick: StepTick) -> None:
@@ -59,7 +78,7 @@ def _run_packed(span: BlockSpan, tick: StepTick) -> None:
     first = tick.parts[0][0]
     output_ND, taps = span.forward_packed(
         hidden_ND.to(span.device),
-        [PackedRow(part.start, part.tokens, row) for _, part, row in packed if isinstance(row, RowKV)],
+        [PackedRow(part.start, part.tokens, row, work.adapter) for work, part, row in packed if isinstance(row, RowKV)],
         blocks=first.blocks,
         taps=frozenset(first.taps),
     )

@@ -15,13 +15,13 @@ from typing import NamedTuple, Self
 import anyio
 import torch
 
-from corolla.blocks import BlockSpan
+from corolla.blocks import Adapter, BlockSpan
 from corolla.cache import PAGE_TOKENS, PagePool, RowKV
 from corolla.engine.carry import read_row, restore_row, token_bytes
-from corolla.engine.checks import check_blocks, check_context, check_forward, check_step, check_taps
+from corolla.engine.checks import check_blocks, check_context, check_forward, check_prefix, check_step, check_taps
 from corolla.engine.config import EngineConfig
 from corolla.engine.measure import ObservedSpeed, PageCost, free_bytes, measure_speed, page_cost
-from corolla.engine.work import FamilyRow, ForwardWork, OnWork, Result, Row, SessionRows, StepWork
+from corolla.engine.work import FamilyRow, ForwardWork, OnWork, Result, Row, Sequences, SessionRows, StepWork
 from corolla.engine.worker import Worker
 from corolla.errors import PeerBusy, UsageError
 from corolla.telemetry import event, logger
@@ -79,6 +79,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         """Settle how much KV there is, and start to compute."""
         self._cost = await anyio.to_thread.run_sync(page_cost, self.span)
+        await anyio.to_thread.run_sync(lambda: self.span.kv_shapes)
         kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
         self._pool = PagePool(max(1, int(kv_bytes // (self._cost.token_bytes * PAGE_TOKENS))))
         event(
@@ -128,15 +129,17 @@ class Engine:
         """How fast the blocks are: as measured or assumed, corrected by the sessions since; ``None`` before that."""
         return self._observed.speed
 
-    def open_session(self, blocks: Span, rows: int, max_tokens: int) -> SessionRows:
+    def open_session(self, blocks: Span, rows: int, max_tokens: int, adapter: Adapter | None = None) -> SessionRows:
         """Let a session in.
 
         Args:
             blocks: The blocks that it runs, within the engine's span.
             rows: How many rows it has.
             max_tokens: How many tokens each row is expected to reach.
+            adapter: What is added to the blocks; ``None`` for nothing.
 
         Raises:
+            UsageError: If the adapter has a prefix for some of the blocks only.
             ContextTooLong: If the model was not made for so many tokens.
             UsageError: If the engine does not have these blocks.
             CacheFull: If the pool could never hold them.
@@ -145,9 +148,11 @@ class Engine:
         if rows < 1:
             raise UsageError(f"a session of {rows} rows was asked for; it needs at least one")
         check_blocks(blocks, self.span.span)
-        check_context(max_tokens, self.context_tokens)
-        lease = self._pool.lease(rows, max_tokens)
-        return SessionRows(blocks, lease, tuple(self._new_row() for _ in range(rows)))
+        check_prefix(adapter, blocks)
+        prefix_tokens = 0 if adapter is None else adapter.prefix_tokens
+        check_context(prefix_tokens + max_tokens, self.context_tokens)
+        lease = self._pool.lease(rows, prefix_tokens + max_tokens)
+        return SessionRows(blocks, lease, tuple(self._new_row() for _ in range(rows)), adapter)
 
     def close_session(self, session: SessionRows) -> None:
         """Take a session's pages back, also while a step is under way. Doing it twice does no harm."""
@@ -197,7 +202,7 @@ class Engine:
         work = StepWork(session, hidden_ND, starts, counts, order, taps)
         check_taps(taps, session.blocks)
         check_step(work, can_rewind=self._can_rewind)
-        lengths = [start + count for start, count in zip(starts, counts, strict=True)]
+        lengths = [start + count for start, count in zip(work.starts, counts, strict=True)]
         check_context(max(lengths), self.context_tokens)
         stored = [row.length for row in work.rows]
         session.lease.hold(lengths)
@@ -222,39 +227,42 @@ class Engine:
     async def forward(
         self,
         blocks: Span,
-        hidden_BTD: torch.Tensor,
+        sequences: Sequences,
         *,
-        attention_mask_BT: torch.Tensor | None = None,
-        position_ids_BT: torch.Tensor | None = None,
         taps: tuple[int, ...] = (),
         grads_BTD: tuple[torch.Tensor, ...] | None = None,
+        adapter: Adapter | None = None,
+        trains: bool = False,
     ) -> Result:
         """Run whole sequences through blocks and keep nothing; with ``grads_BTD``, run them back.
 
         Args:
             blocks: The blocks to run, within the engine's span.
-            hidden_BTD: Their input, in the span's dtype.
-            attention_mask_BT: 0 for padding.
-            position_ids_BT: Where each token stands; ``None`` for 0, 1, 2, ...
+            sequences: What goes through them, in the span's dtype.
             taps: Blocks whose outputs are wanted, or have gradients, as well.
             grads_BTD: The gradients with respect to the output and to the taps.
+            adapter: What is added to the blocks; ``None`` for nothing.
+            trains: On the way back, whether the adapter's gradient is wanted as well.
 
         Returns:
-            The output and the taps'; or the gradient with respect to the input.
+            The output and the taps'; or the gradient with respect to the input, and then those with respect to the
+            adapter's tensors.
 
         Raises:
+            UsageError: If the adapter has a prefix for some of the blocks only.
             ContextTooLong: If the sequences are longer than the model's context.
             UsageError: If blocks or taps are not the engine's, or the tensors do not fit each other.
             PeerBusy: If too much waits already, or the engine is stopping.
             InternalError: If computing failed.
         """
-        work = ForwardWork(blocks, hidden_BTD, attention_mask_BT, position_ids_BT, taps, grads_BTD)
+        work = ForwardWork(blocks, sequences, taps, grads_BTD, adapter, trains)
         check_blocks(blocks, self.span.span)
+        check_prefix(adapter, blocks)
         check_taps(taps, blocks)
         check_forward(work, self.context_tokens)
         result = await self._wait(work, self._put(work))
         if self.on_work is not None:
-            rows, tokens = hidden_BTD.shape[:2]
+            rows, tokens = sequences.hidden_BTD.shape[:2]
             self.on_work("forward" if grads_BTD is None else "backward", rows * tokens, result)
         return result
 

@@ -2,13 +2,13 @@
 
 # B batch, T tokens, D model width, N packed tokens
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 
-from corolla.blocks import SessionCache
+from corolla.blocks import Adapter, SessionCache
 from corolla.cache import Lease, RowKV
 from corolla.errors import SessionClosed, UsageError
 from corolla.terms import Span
@@ -20,6 +20,7 @@ __all__ = [
     "Result",
     "Row",
     "RowSlice",
+    "Sequences",
     "SessionRows",
     "StepWork",
     "Work",
@@ -31,7 +32,8 @@ class Result(NamedTuple):
     """What came of a piece of work.
 
     Args:
-        tensors: The last block's output, then the taps'; or the gradient. They are in the host's memory.
+        tensors: The last block's output, then the taps'; or the gradient, then the adapter's. They are in the host's
+            memory.
         queue_s: How long the work waited before its first tick.
         compute_s: How long its ticks took, shared ticks counted whole.
     """
@@ -66,6 +68,10 @@ class FamilyRow:
         """Make the row this long; the blocks themselves have made it longer."""
         self.cache.rewind(length)
 
+    def begin_with(self, blocks: Span, prefixes: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Store keys and values before the first token."""
+        self.cache.begin_with(blocks, prefixes)
+
     def fork(self) -> "FamilyRow":
         """Copy the row, for a beam that goes on from it."""
         return FamilyRow(self.cache.copy())
@@ -86,13 +92,20 @@ class SessionRows:
         blocks: The blocks that it runs.
         lease: Its right to pages.
         rows: Its rows; ``None`` while a step has them.
+        adapter: What is added to the blocks for it; its prefix stands before every row.
         ended: Why the session cannot go on; empty while it can.
     """
 
     blocks: Span
     lease: Lease
     rows: tuple[Row, ...] | None
+    adapter: Adapter | None = None
     ended: str = ""
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens stand in every row before the client's own."""
+        return 0 if self.adapter is None else self.adapter.prefix_tokens
 
     def idle_rows(self) -> tuple[Row, ...]:
         """Give the rows, for a new step.
@@ -143,6 +156,11 @@ class Work:
         self.outputs = tuple(torch.empty_like(like, device="cpu") for _ in range(outputs))
 
     @property
+    def results(self) -> tuple[torch.Tensor, ...]:
+        """What is delivered when it is complete."""
+        return self.outputs
+
+    @property
     def is_complete(self) -> bool:
         """Whether all outputs are there."""
         raise NotImplementedError
@@ -154,13 +172,14 @@ class StepWork(Work):
     Args:
         session: Whose; its rows are lent to this work.
         hidden_ND: The tokens, row after row.
-        starts: For each row, how many stored tokens it keeps.
+        starts: For each row, how many stored tokens it keeps, besides the session's prefix.
         counts: For each row, how many of the new tokens are its own.
         order: For each row, the row it continues; ``None`` if all go on as they are.
         taps: Blocks whose outputs are wanted as well.
 
     Attributes:
         rows: The rows, from the first tick on in their new order.
+        starts: How many stored tokens each row keeps, the prefix included.
     """
 
     def __init__(
@@ -175,8 +194,10 @@ class StepWork(Work):
         super().__init__(hidden_ND, 1 + len(taps))
         self.blocks = session.blocks
         self.rows = session.idle_rows()
+        self.adapter = session.adapter
+        self.prefix_tokens = session.prefix_tokens
         self.hidden_ND = hidden_ND
-        self.starts = starts
+        self.starts = tuple(self.prefix_tokens + start for start in starts)
         self.counts = counts
         self.order = order
         self.taps = taps
@@ -194,6 +215,11 @@ class StepWork(Work):
 
     def begin(self) -> None:
         """Reorder and rewind the rows. The first to continue a row gets it, the others get copies."""
+        if self.adapter is not None and self.prefix_tokens:
+            prefixes = self.adapter.prefixes(self.hidden_ND.dtype)
+            for row in self.rows:
+                if row.length == 0:
+                    row.begin_with(self.blocks, prefixes)
         if self.order is not None:
             taken: set[int] = set()
             rows: list[Row] = []
@@ -217,28 +243,45 @@ class StepWork(Work):
             offset += count
 
 
+class Sequences(NamedTuple):
+    """Whole sequences, and where their tokens stand.
+
+    Args:
+        hidden_BTD: What enters the first block.
+        attention_mask_BT: 0 for padding; ``None`` if there is none.
+        position_ids_BT: ``None`` for 0, 1, 2, ...
+    """
+
+    hidden_BTD: torch.Tensor
+    attention_mask_BT: torch.Tensor | None = None
+    position_ids_BT: torch.Tensor | None = None
+
+
 class ForwardWork(Work):
     """Whole sequences through blocks, with nothing kept; with ``grads_BTD``, the way back instead.
 
     Args:
         blocks: Which blocks.
-        hidden_BTD: The first block's input.
-        attention_mask_BT: 0 for padding; ``None`` if there is none.
-        position_ids_BT: ``None`` for 0, 1, 2, ...
+        sequences: What goes through them.
         taps: Blocks whose outputs are wanted, or have gradients, as well.
         grads_BTD: The gradients with respect to the output and the taps; ``None`` on the way forward.
+        adapter: What is added to the blocks; ``None`` for nothing.
+        trains: Whether its gradient is wanted as well.
     """
 
     def __init__(
         self,
         blocks: Span,
-        hidden_BTD: torch.Tensor,
-        attention_mask_BT: torch.Tensor | None = None,
-        position_ids_BT: torch.Tensor | None = None,
+        sequences: Sequences,
         taps: tuple[int, ...] = (),
         grads_BTD: tuple[torch.Tensor, ...] | None = None,
+        adapter: Adapter | None = None,
+        trains: bool = False,
     ) -> None:
+        hidden_BTD, attention_mask_BT, position_ids_BT = sequences
         super().__init__(hidden_BTD, 1 if grads_BTD is not None else 1 + len(taps))
+        self.adapter = adapter
+        self.adapter_grads = [torch.zeros_like(one) for one in adapter.tensors] if adapter and trains else []
         self.blocks = blocks
         self.hidden_BTD = hidden_BTD
         self.attention_mask_BT = attention_mask_BT
@@ -251,6 +294,11 @@ class ForwardWork(Work):
     def is_complete(self) -> bool:
         """Whether all outputs are there."""
         return self.done_rows == len(self.hidden_BTD)
+
+    @property
+    def results(self) -> tuple[torch.Tensor, ...]:
+        """What is delivered when it is complete."""
+        return (*self.outputs, *(grad.cpu() for grad in self.adapter_grads))
 
     def next_rows(self, budget_tokens: int) -> slice:
         """Say which rows of the batch to compute next: at least one, at most ``budget_tokens`` tokens."""

@@ -141,7 +141,7 @@ class Worker:
             work.deliver(InternalError(failure))
         else:
             queue_s = (work.started_at_s or work.queued_at_s) - work.queued_at_s
-            work.deliver(Result(work.outputs, queue_s, work.compute_s))
+            work.deliver(Result(work.results, queue_s, work.compute_s))
 
     def _drop_all(self) -> list[StepWork | ForwardWork]:
         with self._changed:

@@ -87,6 +87,17 @@ class ServerConfig:
     metrics_host: str = field(
         default="127.0.0.1", metadata={"help": "network interface for that; the default lets this machine alone ask"}
     )
+    adapters: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "adapters to have ready for clients: directories in PEFT's format, or Hugging Face names"},
+    )
+    adapter_bytes: int = field(
+        default=256 << 20,
+        metadata={
+            "help": "memory lent to adapters, those of training clients among them; 0 to take none",
+            "unit": "bytes",
+        },
+    )
     stay: bool = field(default=False, metadata={"help": "never move to other blocks; --blocks implies it"})
 
     def __post_init__(self) -> None:
@@ -108,6 +119,8 @@ class ServerConfig:
             )
         if self.log_bytes < 1:
             raise ConfigError(f"log_bytes is {self.log_bytes}; it must be above 0")
+        if self.adapter_bytes < 0:
+            raise ConfigError(f"adapter_bytes is {self.adapter_bytes}; it must be 0 or above")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")
 

@@ -7,22 +7,26 @@ the span came to be served.
 # B batch, T tokens, D model width, N packed tokens
 
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import anyio
 import torch
 
-from corolla.codec import check_preference
-from corolla.engine import Engine, SessionRows
+from corolla.blocks import Adapter
+from corolla.codec import check_preference, join_numbers
+from corolla.engine import Engine, Sequences, SessionRows
 from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
+from corolla.server.adapters import AdapterStore
 from corolla.server.limits import PeerLimits
 from corolla.server.line import Line
 from corolla.server.outlet import Outlet
 from corolla.server.session import ServedSession
 from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Presence, Reach, check_may_use
-from corolla.terms import ModelId, PeerId
+from corolla.terms import ModelId, PeerId, Span
 from corolla.wire import (
+    Ack,
+    Adapt,
     Backward,
     Failure,
     Feed,
@@ -49,6 +53,7 @@ class Handler:
         lease_s: A session that says nothing for so long is ended.
         reach: What answers who wants to be reached; ``None`` for nobody.
         limits: What one peer may have; ``None`` for the usual.
+        adapters: Keeps the adapters that clients send; ``None`` to take none.
 
     Attributes:
         is_draining: Whether new sessions are turned away.
@@ -63,10 +68,12 @@ class Handler:
         lease_s: float,
         reach: Reach | None = None,
         limits: PeerLimits | None = None,
+        adapters: AdapterStore | None = None,
     ) -> None:
         self._gossip = gossip
         self._outlet = outlet
         self._reach = reach
+        self._adapters = adapters or AdapterStore(0)
         self._lease_s = lease_s
         self._limits = limits or PeerLimits()
         self._served: tuple[Engine, ModelId] | None = None
@@ -103,6 +110,8 @@ class Handler:
                     await self._serve_request(channel, message, received.payload, received.deadline_s)
                 case Resume() as message:
                     await self._resume_session(channel, message)
+                case Adapt() as message:
+                    await self._take_adapter(channel, message, received.payload)
                 case Feed() as message:
                     await self._serve_feed(channel, message)
                 case ReachMessage() as message if self._reach is not None:
@@ -115,9 +124,10 @@ class Handler:
     ) -> None:
         try:
             check_may_use(channel)
-            engine = self._engine_for(message)
-            with anyio.fail_after(deadline_s):
-                reply, buffers = await _compute(engine, message, payload)
+            engine = self._engine_for(message.model, message.span)
+            lending = self._adapters.lend(engine.span, message.span, message.adapters)
+            with lending as adapter, anyio.fail_after(deadline_s):
+                reply, buffers = await _compute(engine, message, payload, adapter)
         except Error as error:
             self.refused[error.code] += 1
             await channel.send(Failure.of(error))
@@ -126,16 +136,32 @@ class Handler:
         else:
             await channel.send(reply, buffers, deadline_s=deadline_s)
 
-    async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
-        line = Line(channel, opening, step_s=self._outlet.step_s, resume_s=self._outlet.resume_s)
+    async def _take_adapter(self, channel: Channel, message: Adapt, payload: memoryview) -> None:
         try:
             check_may_use(channel)
-            engine = self._engine_for(opening)
-            rows = self._open_session(engine, opening, channel.peer)
+            engine = self._engine_for(message.model, Span(min(message.blocks), max(message.blocks) + 1))
+            await self._adapters.take(engine.span, message, payload)
         except Error as error:
             self.refused[error.code] += 1
             await channel.send(Failure.of(error))
-            return
+        else:
+            await channel.send(Ack())
+
+    async def _serve_session(self, channel: Channel, opening: OpenSession) -> None:
+        line = Line(channel, opening, step_s=self._outlet.step_s, resume_s=self._outlet.resume_s)
+        with ExitStack() as lending:
+            try:
+                check_may_use(channel)
+                engine = self._engine_for(opening.model, opening.span)
+                lent = self._adapters.lend(engine.span, opening.span, opening.adapters)
+                rows = self._open_session(engine, opening, channel.peer, lending.enter_context(lent))
+            except Error as error:
+                self.refused[error.code] += 1
+                await channel.send(Failure.of(error))
+                return
+            await self._run_session(line, opening, engine, rows)
+
+    async def _run_session(self, line: Line, opening: OpenSession, engine: Engine, rows: SessionRows) -> None:
         session = ServedSession(line, opening, engine, rows, self._outlet)
         self._sessions.add(session)
         try:
@@ -145,7 +171,7 @@ class Handler:
             self._sessions.remove(session)
             engine.close_session(rows)
 
-    def _open_session(self, engine: Engine, opening: OpenSession, peer: PeerId) -> SessionRows:
+    def _open_session(self, engine: Engine, opening: OpenSession, peer: PeerId, adapter: Adapter | None) -> SessionRows:
         check_preference(opening.codec)
         if self.is_draining:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
@@ -153,7 +179,7 @@ class Handler:
         self._limits.check(open_now, opening, engine)
         while True:
             try:
-                return engine.open_session(opening.span, opening.rows, opening.max_tokens)
+                return engine.open_session(opening.span, opening.rows, opening.max_tokens, adapter)
             except PeerBusy:  # room is for who is here
                 parked = next((one for one in self._sessions if one.line.is_parked and one.engine is engine), None)
                 if parked is None:
@@ -199,14 +225,14 @@ class Handler:
         await session.be_fed(channel)
         raise SessionExpired("the session is not fed on this stream any more")
 
-    def _engine_for(self, request: OpenSession | Forward | Backward) -> Engine:
+    def _engine_for(self, wanted: ModelId, span: Span) -> Engine:
         """Give what computes; who asks for something that is not here has an old view of the swarm."""
         if self._served is None:
             raise PeerBusy("the server is still loading its blocks", retry_after_s=5.0)
         engine, model = self._served
-        if request.model != model or not engine.span.span.covers(request.span):
+        if wanted != model or not engine.span.span.covers(span):
             raise OutdatedView(
-                f"blocks {request.span} of model {request.model[:12]} were asked of a server that has "
+                f"blocks {span} of model {wanted[:12]} were asked of a server that has "
                 f"{engine.span.span} of model {model[:12]}; look at the swarm again"
             )
         return engine
@@ -224,7 +250,7 @@ def _too_late(deadline_s: float | None) -> PeerTimeout:
 
 
 async def _compute(
-    engine: Engine, message: Forward | Backward, payload: memoryview
+    engine: Engine, message: Forward | Backward, payload: memoryview, adapter: Adapter | None
 ) -> tuple[Output | Gradients, list[Buffer]]:
     metas = (message.hidden,) if isinstance(message, Forward) else message.tensors
     hidden_BTD, *grads_BTD = decode_tensors(engine, metas, payload, axes=3)
@@ -236,15 +262,25 @@ async def _compute(
     check_preference(message.codec)
     result = await engine.forward(
         message.span,
-        hidden_BTD,
-        attention_mask_BT=_integers(message.attention_mask, torch.uint8, rows, tokens),
-        position_ids_BT=_integers(message.position_ids, torch.int32, rows, tokens),
+        Sequences(
+            hidden_BTD,
+            _integers(message.attention_mask, torch.uint8, rows, tokens),
+            _integers(message.position_ids, torch.int32, rows, tokens),
+        ),
         taps=message.taps,
         grads_BTD=tuple(grads_BTD) or None,
+        adapter=adapter,
+        trains=isinstance(message, Backward) and message.trains,
     )
     if isinstance(message, Forward):  # gradients may overflow: whoever scales a loss counts on it
-        check_finite([hidden_BTD], result.tensors, engine)
-    tensors, buffers = encode_tensors(result.tensors, message.codec)
+        check_finite([hidden_BTD], result.tensors, engine, adapter)
+    if isinstance(message, Forward) or len(result.tensors) == 1:
+        tensors, buffers = encode_tensors(result.tensors, message.codec)
+    else:  # what trains is small, and rounding it would show
+        input_grad_BTD, *adapter_grads = result.tensors
+        tensors, buffers = encode_tensors((input_grad_BTD,), message.codec)
+        adapter_tensors, adapter_buffers = encode_tensors((join_numbers(adapter_grads),), "raw")
+        tensors, buffers = (*tensors, *adapter_tensors), [*buffers, *adapter_buffers]
     answer = Output if isinstance(message, Forward) else Gradients
     return answer(tensors=tensors, timing=Timing(result.queue_s, result.compute_s)), buffers
 

@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 
@@ -17,8 +16,10 @@ from corolla.errors import CapacityError, ModelError, ungrouped
 from corolla.hub import HubConfig, Progress, stay_silent
 from corolla.replay import Store
 from corolla.routing import PlacementConfig, claims_before
+from corolla.server.adapters import AdapterStore
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
+from corolla.server.life import Life, Stage
 from corolla.server.loading import Model, open_model
 from corolla.server.metrics import ServerMetrics
 from corolla.server.outlet import Outlet
@@ -48,16 +49,11 @@ from corolla.swarm.transports.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
 
-if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
 __all__ = ["Server", "Stage"]
 
 _LOG = logger(__name__)
 _LOOK_S = 0.5  # how often this server looks whether its load has changed so much that others should hear of it
 
-Stage = Literal["listening", "joined", "claimed", "loaded", "online", "moving", "draining", "left"]
-"""How far a server has come; each stage is told to whoever watches. From ``moving`` it comes to ``online`` again."""
 _SETTLE_MOVE = 4
 """An announced move has so many times the time of a claim to spread before the server sets out."""
 
@@ -120,7 +116,14 @@ class Server:
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         outlet = Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s)
-        self._handler = Handler(self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits)
+        self._handler = Handler(
+            self._gossip,
+            outlet,
+            lease_s=config.lease_s,
+            reach=self._reach,
+            limits=config.limits,
+            adapters=AdapterStore(config.adapter_bytes),
+        )
         self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None
         self._tenure: Tenure | None = None
@@ -223,7 +226,7 @@ class Server:
             span = await self._claim(model)
             tasks.start_soon(self._refresh)
             await reach("claimed")
-            life = _Life(tasks, reach, report)
+            life = Life(tasks, reach, report)
             await self._serve_span(life, model, span)
             await self._rebalance_until_stopped(life, model)
             self._handler.is_draining = True
@@ -242,7 +245,7 @@ class Server:
         self._speeds = SpeedFile(self._hub_config.cache_dir / "speeds", model, self._engine_config.threads)
         return model
 
-    async def _serve_span(self, life: "_Life", model: Model, span: Span) -> None:
+    async def _serve_span(self, life: Life, model: Model, span: Span) -> None:
         """Load a span, measure it, and let it take over from whatever was served before."""
         tenure = Tenure(model, span, self._engine_config)
         self._loading = tenure
@@ -260,7 +263,7 @@ class Server:
         await self._announce("online")
         await life.reach("online")
 
-    async def _rebalance_until_stopped(self, life: "_Life", model: Model) -> None:
+    async def _rebalance_until_stopped(self, life: Life, model: Model) -> None:
         rebalancer = Rebalancer(self._endpoint, self._gossip, model, PlacementConfig(), look_s=self.config.look_s)
         async with anyio.create_task_group() as rebalancing:
             if self._can_move:
@@ -268,7 +271,7 @@ class Server:
             await self._stop.wait()
             rebalancing.cancel_scope.cancel()
 
-    async def _move(self, life: "_Life", model: Model, rebalancer: Rebalancer, span: Span) -> None:
+    async def _move(self, life: Life, model: Model, rebalancer: Rebalancer, span: Span) -> None:
         """Serve another span: loaded beside the old one where memory allows, so that nothing is interrupted."""
         self._next_span = span
         await self._announce("online")
@@ -388,11 +391,3 @@ class Server:
             name=self.config.name,
             is_relay=self._relay_config.enabled,
         )
-
-
-class _Life(NamedTuple):
-    """What a running server's steps share: whose tasks they start, and who hears of them."""
-
-    tasks: "TaskGroup"
-    reach: Callable[[Stage], Awaitable[None]]
-    report: Progress

@@ -242,7 +242,7 @@ class ServedSession:
                 f"a step was not done within the {received.deadline_s or 0:g} s that were given; ask for less at once, "
                 "or give it more time"
             ) from error
-        check_finite([hidden_ND], result.tensors, self.engine)
+        check_finite([hidden_ND], result.tensors, self.engine, self.rows.adapter)
         return result
 
     async def _send_on(self, feed: FeedTo, step: Step, output_ND: torch.Tensor, deadline_s: float | None) -> None:

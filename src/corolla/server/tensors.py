@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from corolla.blocks import Adapter
 from corolla.codec import decode, encode
 from corolla.engine import Engine
 from corolla.errors import InternalError, UsageError
@@ -40,20 +41,29 @@ def decode_tensors(
     return [tensor.to(span.dtype) for tensor in tensors]
 
 
-def check_finite(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], engine: Engine) -> None:
+def check_finite(
+    inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], engine: Engine, adapter: Adapter | None
+) -> None:
     """Check that blocks have made numbers of numbers, before others are sent anything else.
 
     Args:
         inputs: What they were given; if that is none either, there is nothing to say.
         outputs: What they made of it.
         engine: Whose they are.
+        adapter: What the client has added to them.
 
     Raises:
-        InternalError: If they have not.
+        UsageError: If they have not, with what was added to them.
+        InternalError: If they have not, by themselves.
     """
     if all_finite(outputs) or not all_finite(inputs):
         return
     count = sum(int((~tensor.isfinite()).sum()) for tensor in outputs)
+    if adapter is not None:
+        raise UsageError(
+            f"blocks {engine.span.span} made {count} numbers that are nan or infinite, with the adapter of blocks "
+            f"{sorted(adapter.blocks)}; has its training diverged? Go back to an earlier one, and learn more slowly"
+        )
     raise InternalError(
         f"blocks {engine.span.span} in {engine.span.dtype} made {count} numbers that are nan or infinite; a server of "
         "another precision may not"

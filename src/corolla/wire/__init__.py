@@ -4,10 +4,12 @@ Remote bytes are judged here, once: any bytes either decode or raise an error of
 socket or dice, and no tensor: a payload is bytes until a codec reads it.
 """
 
+from corolla.wire.adapters import AdapterMeta, BlockHashes, PairMeta, PrefixMeta, hash_adapter
 from corolla.wire.frames import Buffer, Frame, FrameDecoder, encode_frame, split_payload
 from corolla.wire.limits import PROTOCOL_VERSION
 from corolla.wire.messages import (
     Ack,
+    Adapt,
     Backward,
     Closed,
     CloseSession,
@@ -66,7 +68,10 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Accept",
     "Ack",
+    "Adapt",
+    "AdapterMeta",
     "Backward",
+    "BlockHashes",
     "Buffer",
     "CloseSession",
     "Closed",
@@ -94,8 +99,10 @@ __all__ = [
     "Observed",
     "OpenSession",
     "Output",
+    "PairMeta",
     "Ping",
     "Pong",
+    "PrefixMeta",
     "Publish",
     "Punch",
     "Punched",
@@ -122,5 +129,6 @@ __all__ = [
     "encode_frame",
     "encode_message",
     "expect",
+    "hash_adapter",
     "split_payload",
 ]

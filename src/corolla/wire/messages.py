@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from corolla.errors import RemoteProtocolError
 from corolla.terms import PeerId, Span
+from corolla.wire.adapters import Adapt, BlockHashes
 from corolla.wire.handover import HandedOver, HandOver, Leaving, Restore, Restored
 from corolla.wire.limits import (
     MAX_BUCKETS,
@@ -53,6 +54,7 @@ from corolla.wire.sessions import (
 
 __all__ = [
     "Ack",
+    "Adapt",
     "Backward",
     "CloseSession",
     "Closed",
@@ -133,6 +135,7 @@ class Forward(Message, frozen=True, tag=True):
         attention_mask: One byte a token, ``B * T`` of them, 0 for padding; ``None`` if there is none.
         position_ids: Little-endian int32, ``B * T`` of them; ``None`` for 0, 1, 2, ...
         taps: Absolute indices of blocks whose outputs are wanted as well.
+        adapters: What is added to each block.
     """
 
     model: CheckedModelId
@@ -142,6 +145,7 @@ class Forward(Message, frozen=True, tag=True):
     attention_mask: bytes | None = None
     position_ids: bytes | None = None
     taps: Blocks = ()
+    adapters: BlockHashes = ()
 
 
 class Backward(Message, frozen=True, tag=True):
@@ -158,6 +162,8 @@ class Backward(Message, frozen=True, tag=True):
         attention_mask: As in the :class:`Forward`.
         position_ids: As in the :class:`Forward`.
         taps: As in the :class:`Forward`.
+        adapters: As in the :class:`Forward`.
+        trains: Whether the gradient with respect to the adapters is wanted as well.
     """
 
     model: CheckedModelId
@@ -167,17 +173,19 @@ class Backward(Message, frozen=True, tag=True):
     attention_mask: bytes | None = None
     position_ids: bytes | None = None
     taps: Blocks = ()
+    adapters: BlockHashes = ()
+    trains: bool = False
 
 
 class Gradients(Message, frozen=True, tag=True):
     """Answers :class:`Backward`: the gradient with respect to the input ``[B, T, D]``.
 
     Args:
-        tensors: One tensor.
+        tensors: That gradient; then, if it is wanted, that of the adapters, all their numbers in a row.
         timing: Where the time went.
     """
 
-    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=1)]
+    tensors: Annotated[tuple[TensorMeta, ...], Meta(min_length=1, max_length=2)]
     timing: Timing
 
 
@@ -238,7 +246,7 @@ _CONCRETE = (
     | OpenSession | SessionOpened | Step | Output | Done | CloseSession | Closed
     | Expect | Redirect | Redirected | Feed | Resume
     | Leaving | HandOver | HandedOver | Restore | Restored
-    | Forward | Backward | Gradients
+    | Forward | Backward | Gradients | Adapt
     | News | Publish | Subscribe
     | REACH_MESSAGES
 )  # fmt: skip

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from corolla.terms import Address, Span
+from corolla.wire.adapters import BlockHashes
 from corolla.wire.limits import MAX_ROWS, MAX_STEP_TOKENS, MAX_TENSORS
 from corolla.wire.parts import (
     Blocks,
@@ -69,6 +70,7 @@ class OpenSession(Message, frozen=True, tag=True):
         token: What whoever feeds the session must know, besides the client; ``None`` if nobody may.
         successor: Where outputs go; ``None`` to the client.
         key: Lets the client come back to the session when its stream breaks; ``None`` if it never will.
+        adapters: What is added to each block.
     """
 
     model: CheckedModelId
@@ -79,6 +81,7 @@ class OpenSession(Message, frozen=True, tag=True):
     token: Token | None = None
     successor: Successor | None = None
     key: Token | None = None
+    adapters: BlockHashes = ()
 
 
 class SessionOpened(Message, frozen=True, tag=True):

@@ -24,14 +24,17 @@ def test_positions_count_from_zero_without_a_mask(session):
 
 
 def test_positions_are_negative_where_there_is_padding(session):
-    assert session.next_positions(2, 3, mask("111", "001")).tolist() == [[0, 1, 2], [-2, -1, 0]]
+    assert session.next_positions(2, 3, mask("111", "001")).tolist() == [[0, 1, 2], [-1, -1, 0]]
+
+
+def test_padding_behind_virtual_tokens_is_no_token_either(session):
+    assert session.next_positions(2, 4, mask("1111", "1001")).tolist() == [[0, 1, 2, 3], [0, -1, -1, 1]]
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (("110", "111"), "padding on the left only"),
-        (("101", "111"), "padding on the left only"),
+        (("110", "111"), "no padding at the end of a row"),
         (("000", "111"), "nothing but padding"),
         (("1111", "1111"), r"shape \[2, 4\]; 2 rows of 3 stored and new positions"),
         (("111",), r"shape \[1, 3\]; 2 rows"),

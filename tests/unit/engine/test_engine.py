@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from corolla.cache import PAGE_TOKENS
-from corolla.engine import Engine, EngineConfig
+from corolla.engine import Engine, EngineConfig, Sequences
 from corolla.engine.measure import kv_bytes_per_token
 from corolla.errors import CacheFull, ContextTooLong, InternalError, PeerBusy, SessionClosed, UsageError
 from corolla.terms import Span
@@ -242,17 +242,18 @@ async def test_a_family_with_running_states_refuses_to_rewind(make_engine):
         engine.close_session(session)
 
 
-BATCH = {"blocks": ALL, "hidden_BTD": torch.zeros(2, 3, 64)}
+HIDDEN = torch.zeros(2, 3, 64)
+BATCH = {"blocks": ALL, "sequences": Sequences(HIDDEN)}
 POSITIONS = torch.arange(3).expand(2, 3)
 WRONG_BATCHES = {
     "blocks of others": {"blocks": Span(3, 5)},
     "another block's output": {"blocks": Span(0, 2), "taps": (2,)},
-    "no row": {"hidden_BTD": torch.zeros(0, 3, 64)},
-    "no token": {"hidden_BTD": torch.zeros(2, 0, 64)},
-    "no axis of tokens": {"hidden_BTD": torch.zeros(2, 64)},
-    "a mask of another shape": {"attention_mask_BT": torch.ones(2, 4)},
-    "positions of another shape": {"position_ids_BT": POSITIONS[:1]},
-    "a negative position": {"position_ids_BT": POSITIONS - 1},
+    "no row": {"sequences": Sequences(torch.zeros(0, 3, 64))},
+    "no token": {"sequences": Sequences(torch.zeros(2, 0, 64))},
+    "no axis of tokens": {"sequences": Sequences(torch.zeros(2, 64))},
+    "a mask of another shape": {"sequences": Sequences(HIDDEN, torch.ones(2, 4))},
+    "positions of another shape": {"sequences": Sequences(HIDDEN, None, POSITIONS[:1])},
+    "a negative position": {"sequences": Sequences(HIDDEN, None, POSITIONS - 1)},
     "a gradient too few": {"taps": (1,), "grads_BTD": (torch.zeros(2, 3, 64),)},
     "a gradient of another shape": {"grads_BTD": (torch.zeros(2, 4, 64),)},
 }
@@ -277,9 +278,9 @@ async def test_more_tokens_than_the_model_was_made_for_are_refused(make_engine):
         await step(engine, session, 6, starts=(250,))
         engine.close_session(session)
         with pytest.raises(ContextTooLong):
-            await engine.forward(ALL, torch.zeros(1, 257, 64))
+            await engine.forward(ALL, Sequences(torch.zeros(1, 257, 64)))
         with pytest.raises(ContextTooLong):
-            await engine.forward(ALL, torch.zeros(1, 3, 64), position_ids_BT=torch.tensor([[0, 1, 256]]))
+            await engine.forward(ALL, Sequences(torch.zeros(1, 3, 64), None, torch.tensor([[0, 1, 256]])))
 
 
 async def test_sessions_on_blocks_that_are_not_here_or_without_rows_are_refused(make_engine):
