@@ -179,11 +179,14 @@ class _Run:
         if self._output.is_json:
             self._output.json({"url": address, "models": models, "key": first and first.text})
             return
-        self._output.result(f"{', '.join(map(without_controls, models))} at {address}/v1; Ctrl-C leaves", style="bold")
+        page = address if first is None else f"{address}/#key={first.text}"
+        self._output.result(f"offering {', '.join(map(without_controls, models))}; Ctrl-C leaves", style="bold")
+        self._output.result(f"  for people:    {page}")
+        self._output.result(f"  for programs:  {address}/v1")
         if first is None:
-            self._output.note("  for the API key see where it was made, or make one: corolla gateway keys new")
+            self._output.note("  API keys are made by: corolla gateway keys new", "dim")
         else:
-            self._output.result(f"  API key, shown only now:  {first.text}")
+            self._output.result(f"  API key:       {first.text}   (shown only now; keep it like a password)")
 
 
 def _first_key(accounts: Accounts) -> NewKey | None:

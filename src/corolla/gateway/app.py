@@ -15,6 +15,7 @@ from corolla import __version__
 from corolla.errors import Error
 from corolla.gateway.accounts import Account
 from corolla.gateway.catalog import Offer
+from corolla.gateway.chat_page import add_page
 from corolla.gateway.chats import chat, stream_chat
 from corolla.gateway.completions import complete, stream_completion
 from corolla.gateway.embeddings import embed
@@ -73,6 +74,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         )
     _add_answers(app, gateway)
     _add_models(app, gateway)
+    add_page(app)
     return app
 
 
