@@ -12,7 +12,7 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test wan chaos check lint types bench docs
+.PHONY: help demo test wan chaos check lint types bench docs site
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
@@ -24,6 +24,7 @@ help:
 	@echo "make types   the type checker"
 	@echo "make bench   the benchmarks, one table each"
 	@echo "make docs    the generated pages of docs/"
+	@echo "make site    the documentation as a site, in build/site"
 
 # The shell outlives a Ctrl-C, so that the demo may end in its own way; 130 is how a program says that it was interrupted.
 demo: $(ENVIRONMENT)
@@ -56,9 +57,12 @@ bench: $(ENVIRONMENT)
 docs: $(ENVIRONMENT)
 	$(BIN)/python docs/generate.py
 
+site: $(ENVIRONMENT)
+	$(BIN)/mkdocs build --strict
+
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; v < (3, 11) and sys.exit('Corolla needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12' % v[:2])"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,tuning,gateway,postgresql,monitor,redis,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,tuning,gateway,postgresql,monitor,redis,docs,dev]"
 	-$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --only-binary libtorrent -e ".[dht]"
 	@touch $@
