@@ -17,6 +17,10 @@ _COMMANDS = {
     "relay": ("corolla.cli.relay", "Help a swarm's peers to meet, and to be reached behind their routers."),
     "chat": ("corolla.cli.chat", "Chat with a model that a swarm serves."),
     "generate": ("corolla.cli.generate", "Continue a text with a model that a swarm serves."),
+    "trace": (
+        "corolla.cli.trace",
+        "Continue a text with a model of a swarm, and show where the time of each step went and what was decided.",
+    ),
     "gateway": ("corolla.cli.gateway", "Offer models of a swarm by an API like OpenAI's, and by a chat page."),
     "info": ("corolla.cli.info", "Show what a model is, and who serves it."),
     "swarm": ("corolla.cli.swarm", "Look at a swarm; make a private one, and invites to it."),

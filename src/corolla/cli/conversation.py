@@ -18,7 +18,7 @@ from corolla.cli.answers import Answer, Cost
 from corolla.cli.config import ChatConfig
 from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
-from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm, only_model
+from corolla.client import AutoModelForCausalLM, ClientConfig, GenerationSession, Swarm, Trace, only_model
 from corolla.errors import ContextTooLong, Error, UsageError
 from corolla.hub import HubConfig, Progress, load_tokenizer, open_repository
 from corolla.swarm import SwarmConfig
@@ -86,6 +86,11 @@ class Conversation:
     def chain(self) -> Chain | None:
         """The servers of the present session."""
         return None if self._session is None else self._session.chain
+
+    @property
+    def trace(self) -> Trace:
+        """What happened in the present session, in order."""
+        return Trace() if self._session is None else self._session.trace
 
     @property
     def system(self) -> str | None:

@@ -12,6 +12,7 @@ from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
 from corolla.client.target import Target
+from corolla.client.trace import Trace, TraceEntry
 
 __all__ = [
     "AsyncSwarm",
@@ -28,5 +29,7 @@ __all__ = [
     "StepTokens",
     "Swarm",
     "Target",
+    "Trace",
+    "TraceEntry",
     "only_model",
 ]

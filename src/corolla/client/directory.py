@@ -333,6 +333,7 @@ class ModelRouter:
 
     Attributes:
         span: The blocks that are still to be covered.
+        reason: Why the latest chain was chosen.
     """
 
     def __init__(self, swarm: AsyncSwarm, demand: Demand, *, first: Chain | None = None) -> None:
@@ -343,6 +344,7 @@ class ModelRouter:
         self._busy_until_s: dict[PeerId, float] = {}
         self._patient_until_s: float | None = None
         self.span = demand.span
+        self.reason = ""
 
     async def find_chain(self) -> Chain:
         """Choose a chain over what is left of the span.
@@ -361,11 +363,15 @@ class ModelRouter:
             if self._patient_until_s is not None:
                 left_s = max(0.0, self._patient_until_s - now_s)
             try:
-                return await self._swarm.find_chain(demand, wait_s=min([left_s, *busy.values()]))
+                chain = await self._swarm.find_chain(demand, wait_s=min([left_s, *busy.values()]))
             except NoChain as error:
                 if not busy or min(busy.values()) >= left_s:
                     error.message += f"; {len(busy)} are busy" if busy else ""
                     raise
+            else:
+                failed = f", without {len(self._failed)} that failed" if self._failed else ""
+                self.reason = f"least predicted time{failed}"
+                return chain
 
     def advance(self, block: int) -> None:
         """Leave the blocks before this one behind, because they are done."""

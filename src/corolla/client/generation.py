@@ -19,6 +19,7 @@ from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepTokens
 from corolla.client.sync import Swarm
 from corolla.client.target import Target
+from corolla.client.trace import Trace
 from corolla.codec import wire_bytes
 from corolla.errors import ContextTooLong, SessionClosed, UsageError
 from corolla.terms import Chain
@@ -107,6 +108,11 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
     def replays(self) -> tuple[Replay, ...]:
         """What servers were given because others had failed."""
         return self._session.replays if self._session else ()
+
+    @property
+    def trace(self) -> Trace:
+        """What happened so far, in order: steps with their timings, and decisions."""
+        return self._session.trace if self._session else Trace()
 
     @property
     def tokens_BP(self) -> torch.Tensor:

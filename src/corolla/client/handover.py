@@ -13,7 +13,6 @@ import anyio
 from corolla.client.directory import AsyncSwarm
 from corolla.client.hop import HopSession
 from corolla.errors import Error, NoChain, PeerTimeout, SessionClosed, UsageError
-from corolla.telemetry import event, logger
 from corolla.wire import Done
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["hand_over"]
 
-_LOG = logger(__name__)
 _CLOSE_S: Final = 5.0
 
 
@@ -77,12 +75,11 @@ async def hand_over(swarm: AsyncSwarm, chain: "LiveChain", old: HopSession, left
             problem = ""
         except Error as error:
             problem = error.message
-    event(
-        _LOG,
+    chain.trace.decide(
         "hop not handed over" if problem else "hop handed over",
         leaving=f"{old.hop.peer[:8]}={old.hop.span}",
         elapsed_s=round(time.perf_counter() - began_s, 3),
-        problem=problem,
+        why=problem or "its server leaves",
     )
 
 

@@ -20,16 +20,15 @@ from corolla.client.hops import Heard, Hops
 from corolla.client.ledger import Ledger, Mark
 from corolla.client.need import Need
 from corolla.client.steps import Answer, Pace, Replay, StepTokens
+from corolla.client.trace import Trace
 from corolla.errors import Error, NotFinite, PeerFailed, PeerLost, PeerMisbehaved, PeerTimeout, SessionClosed
 from corolla.replay import replay_tokens
 from corolla.swarm import Received
-from corolla.telemetry import event, logger
 from corolla.terms import Address, Chain, Hop, PeerId
 from corolla.wire import Buffer, Done, Failure, Leaving, Message, OpenSession, Output, Step, Successor
 
 __all__ = ["LiveChain"]
 
-_LOG = logger(__name__)
 _LOOK_S: Final = 0.5
 """How often to look, while nothing is heard, whether a hop has stopped to answer pings."""
 _REACH_S: Final = 2.0
@@ -58,6 +57,7 @@ class LiveChain:
         hops: The sessions on them.
         replays: What was replayed so far, the latest last.
         stepping: Held while a step is taken, or a hop handed over.
+        trace: What was decided.
     """
 
     def __init__(self, swarm: AsyncSwarm, need: Need) -> None:
@@ -73,6 +73,7 @@ class LiveChain:
         self.hops = Hops(swarm, need.target)
         self.replays: list[Replay] = []
         self.stepping = anyio.Lock()
+        self.trace = Trace()
 
     @property
     def under_way(self) -> int:
@@ -184,6 +185,8 @@ class LiveChain:
         is_broken = not (sessions and all(session.is_alive for session in sessions)) or any(self.hops.gaps())
         for session in sessions:
             if not session.is_alive or (is_broken and not session.is_restored):
+                why = session.failure.message if session.failure else "it has stored nothing yet"
+                self.trace.decide("hop left", peer=session.hop.peer[:8], why=why)
                 self._lose(session)
         await self.hops.close_lost()
         hops = [session.hop for session in self.hops]
@@ -194,6 +197,7 @@ class LiveChain:
 
     def blame(self, peer: PeerId, error: Error) -> None:
         """Avoid a peer, as far as the error says."""
+        self.trace.decide("hop failed", peer=peer[:8], code=error.code, banned_s=error.ban_s, why=error.message)
         self._router.blame(peer, error)
 
     async def fill(self, chain: Chain) -> None:
@@ -235,6 +239,8 @@ class LiveChain:
             if is_new and began.tokens:
                 self._replaying[session] = began
         self.chain = chain
+        chosen = [f"{hop.peer[:8]}={hop.span}" for hop, is_new in zip(chain.hops, new, strict=True) if is_new]
+        self.trace.decide("hops chosen", hops=" ".join(chosen), replayed_tokens=began.tokens, why=self._router.reason)
         await self._feed(new, successors)
 
     def replace(self, old: HopSession, heir: HopSession) -> None:
@@ -276,7 +282,7 @@ class LiveChain:
         for session, taken in await self.hops.resume():
             self._swarm.start(session.listen, self.hear)
             self._router.forgive(session.hop.peer)
-            event(_LOG, "stream resumed", peer=session.hop.peer[:8], taken=taken)
+            self.trace.decide("stream resumed", peer=session.hop.peer[:8], taken=taken)
             before = self.hops.before(session)
             try:
                 if session.hop.span.start == self._target.span.start:
@@ -347,7 +353,7 @@ class LiveChain:
             elapsed_s = time.perf_counter() - started.at_s
             self.replays.append(Replay(session.hop, started.tokens, elapsed_s))
             words = f"{session.hop.peer[:8]}={session.hop.span}"
-            event(_LOG, "replaced", by=words, tokens=started.tokens, elapsed_s=round(elapsed_s, 3))
+            self.trace.decide("replaced", by=words, tokens=started.tokens, elapsed_s=round(elapsed_s, 3))
         done = min(one.done for one in self.hops)
         self._ledger.settle(done)
         self._pace.settle(done)

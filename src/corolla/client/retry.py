@@ -59,7 +59,8 @@ async def try_chains(router: Router, attempt: Callable[[Chain], Awaitable[_T]], 
             peer = PeerId(error.peer)
             router.blame(peer, error)
             failures += error.retry_after_s is None
-            event(_LOG, "attempt failed", level=logging.WARNING, peer=peer[:8], code=error.code, failures=failures)
+            why, level = error.message[:240], logging.WARNING
+            event(_LOG, "attempt failed", level=level, peer=peer[:8], code=error.code, failures=failures, why=why)
             if failures >= attempts:
                 _add(error, f"; gave up after {failures} failures, before: ", tried)
                 raise

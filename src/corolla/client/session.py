@@ -16,6 +16,7 @@ from corolla.client.need import Need
 from corolla.client.retry import try_chains
 from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
 from corolla.client.target import Target
+from corolla.client.trace import Trace
 from corolla.codec import check_preference
 from corolla.errors import Error, SessionClosed, UsageError
 from corolla.terms import Chain
@@ -70,6 +71,11 @@ class Session:
         return self._hops.chain
 
     @property
+    def trace(self) -> Trace:
+        """What happened, in order."""
+        return self._hops.trace
+
+    @property
     def replays(self) -> tuple[Replay, ...]:
         """What servers were given because others had failed."""
         return tuple(self._hops.replays)
@@ -112,6 +118,7 @@ class Session:
             raise UsageError("a step was given hidden states that are nan or infinite; see what made them")
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
         walk = _Walk([*tokens.pieces(min(limit_tokens, self._swarm.config.piece_tokens))], tuple(taps))
+        began_s = time.perf_counter()
         async with self._hops.stepping:
             mark = self._hops.begin()
             try:
@@ -125,6 +132,7 @@ class Session:
                     await self.close()
                 raise
         self.timings = tuple(walk.timings[start] for start in sorted(walk.timings))
+        self.trace.step(len(tokens.hidden_ND), time.perf_counter() - began_s, self.timings)
         return walk.result()
 
     async def close(self) -> None:
