@@ -205,11 +205,25 @@ class _Run:
                 (f"measured {decode:.0f} tokens/s for one session, {prefill:.0f} tokens/s for a prompt", ""),
                 (f"online: serving blocks {server.span} of {server.config.model}; Ctrl-C leaves", "bold green"),
             ]
+        if stage == "reached":
+            return [self._describe_reach()]
         if stage == "moving":
             return [("moving to blocks that need this server more", "yellow")]
         if stage == "draining":
             return [("leaving: open sessions may finish first; Ctrl-C again leaves at once", "yellow")]
         return [("left the swarm", "")] if stage == "left" else []
+
+    def _describe_reach(self) -> tuple[str, str]:
+        relays = [address for address in self._server.addresses if address.startswith("relay:")]
+        if not self._server.is_hidden:
+            return f"others reach this server at {' '.join(self._server.addresses)}", ""
+        if relays:
+            return f"others cannot dial this server and reach it through relays: {' '.join(relays)}", "yellow"
+        return (
+            "others cannot dial this server, and no relay is known: open its port in your router, or have someone "
+            "with a public address run corolla relay",
+            "yellow",
+        )
 
 
 def _read_line() -> str:

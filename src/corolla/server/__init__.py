@@ -4,6 +4,7 @@ Wires the hub, blocks, engine and swarm together; knows nothing of clients but w
 """
 
 from corolla.server.config import ServerConfig
-from corolla.server.server import Server, Stage
+from corolla.server.life import Stage
+from corolla.server.server import Server
 
 __all__ = ["Server", "ServerConfig", "Stage"]

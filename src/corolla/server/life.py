@@ -9,8 +9,9 @@ from corolla.hub import Progress
 
 __all__ = ["Life", "Stage"]
 
-Stage = Literal["listening", "joined", "claimed", "loaded", "online", "moving", "draining", "left"]
-"""How far a server has come; each stage is told to whoever watches. From ``moving`` it comes to ``online`` again."""
+Stage = Literal["listening", "joined", "claimed", "loaded", "online", "moving", "reached", "draining", "left"]
+"""How far a server has come; each stage is told to whoever watches. From ``moving`` it comes to ``online`` again;
+whenever others reach it at other addresses than before, it is ``reached``."""
 
 
 class Life(NamedTuple):

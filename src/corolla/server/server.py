@@ -49,7 +49,7 @@ from corolla.swarm.transports.transport import Transport
 from corolla.telemetry import event, logger
 from corolla.terms import Address, Announcement, PeerId, ServerState, Span, Speed
 
-__all__ = ["Server", "Stage"]
+__all__ = ["Server"]
 
 _LOG = logger(__name__)
 _LOOK_S = 0.5  # how often this server looks whether its load has changed so much that others should hear of it
@@ -96,11 +96,8 @@ class Server:
         self._endpoint = Endpoint(self._identity, [self._transport], self._swarm_config)
         if self._endpoint.membership is not None:
             self._endpoint.membership.check_may_serve()
-        self._contacts = (
-            Contacts()
-            if config.new_swarm
-            else contacts_of(self._endpoint, config.peers, lasts=config.identity is not None)
-        )
+        known = contacts_of(self._endpoint, config.peers, lasts=config.identity is not None)
+        self._contacts = Contacts() if config.new_swarm else known
         rng = random.Random()
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         self._gossip = make_presence(self._endpoint, directory, self._contacts, rng=rng)
@@ -163,6 +160,11 @@ class Server:
         return None if self._engine is None else self._engine.load
 
     @property
+    def is_hidden(self) -> bool:
+        """Whether other peers have tried to dial this one and could not."""
+        return self._reach.verdict == "hidden"
+
+    @property
     def relay_load(self) -> RelayLoad | None:
         """What this server does for peers that cannot be dialled; ``None`` if it is no relay."""
         return self._reach.relay_load
@@ -204,6 +206,11 @@ class Server:
     async def _live(self, reach: Callable[[Stage], Awaitable[None]], report: Progress) -> None:
         host, is_apart = self.config.host, self.config.new_swarm
         meeting = Meeting(self._endpoint, self._contacts, host=host, is_apart=is_apart)
+
+        async def moved(addresses: tuple[Address, ...]) -> None:
+            await self._gossip.move(addresses)
+            await reach("reached")
+
         async with self._endpoint, meeting, anyio.create_task_group() as tasks:
             announce = tuple(Address(address) for address in self.config.announce)
             scheme = self._transport.scheme
@@ -221,7 +228,7 @@ class Server:
             tasks.start_soon(self._gossip.run)
             tasks.start_soon(partial(spread_revocations, self._endpoint, self._gossip.snapshot, rng=random.Random()))
             tasks.start_soon(self._successors.run)
-            tasks.start_soon(self._reach.run, self._gossip.move)
+            tasks.start_soon(self._reach.run, moved)
             await reach("joined")
             span = await self._claim(model)
             tasks.start_soon(self._refresh)
