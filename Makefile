@@ -12,13 +12,14 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test wan chaos check lint types bench docs site
+.PHONY: help demo test wan chaos lm-eval check lint types bench docs site
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
 	@echo "make test    all tests"
 	@echo "make wan     tests on emulated home routers; needs root on Linux"
 	@echo "make chaos   a soak: servers die while clients speak; CHAOS='--minutes 60 --clients 20'"
+	@echo "make lm-eval lm-eval against the gateway; installs lm-eval, which is large"
 	@echo "make check   lint, types and tests: what a change must pass"
 	@echo "make lint    style, format and the direction of imports"
 	@echo "make types   the type checker"
@@ -40,6 +41,10 @@ wan: $(ENVIRONMENT)
 chaos: $(ENVIRONMENT)
 	$(BIN)/python -m pytest tests/unit/client/test_chaos.py --hypothesis-profile=long --timeout=0
 	$(BIN)/python -m bench.chaos $(CHAOS)
+
+lm-eval: $(ENVIRONMENT)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt 'lm-eval[api]'
+	$(BIN)/python -m pytest tests/swarm/gateway/test_lm_eval.py
 
 check: lint types test
 
