@@ -11,8 +11,12 @@ from typer.testing import CliRunner
 
 from corolla.cli import app
 from corolla.cli.chat import SECTIONS
+from corolla.cli.config import OutputConfig
+from corolla.cli.console import Output
 from corolla.cli.conversation import Conversation
+from corolla.cli.orders import obey
 from corolla.cli.settings import Given, load_settings
+from corolla.errors import UsageError
 from corolla.hub import stay_silent
 from corolla.testing import LocalSwarm, save_tiny_model
 
@@ -179,3 +183,40 @@ def test_top_without_a_terminal_shows_the_swarm_once(invoke, swarm):
     assert "\x1b" not in shown
     (model,) = json.loads(invoke("top", "--peer", swarm.address, "--json").stdout)["models"]
     assert model["servers"][0]["answers"]
+
+
+def test_a_chat_is_rewound_retried_saved_and_loaded_by_orders(conversation, tmp_path, capsys):
+    output, file = Output(OutputConfig()), tmp_path / "chat.json"
+    first = conversation.ask("abc", lambda piece: None).text
+    conversation.ask("def", lambda piece: None)
+    obey(f"/save {file}", conversation, output)
+    said = conversation.messages
+    obey("/rewind", conversation, output)
+    assert [message["content"] for message in conversation.messages] == ["abc", first]
+    question = obey("/retry", conversation, output)
+    assert question == "abc"
+    assert conversation.messages == []
+    assert conversation.ask(question, lambda piece: None).text == first
+    obey(f"/load {file}", conversation, output)
+    assert conversation.messages == said == json.loads(file.read_text())
+    obey("/chain", conversation, output)
+    assert "0:4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ("/rewind 9", "0 questions were asked"),
+        ("/rewind x", "takes a number"),
+        ("/retry", "0 questions were asked"),
+        ("/load", "needs the name of a file"),
+        ("/load /nowhere/chat.json", "cannot be read"),
+        ("/load pyproject.toml", "holds no chat"),
+        ("/save /nowhere/chat.json", "cannot be written"),
+        ("/dance", "there is no order /dance"),
+    ],
+)
+def test_an_order_that_cannot_be_obeyed_says_why_and_changes_nothing(conversation, order, reason):
+    with pytest.raises(UsageError, match=reason):
+        obey(order.replace("pyproject.toml", __file__), conversation, Output(OutputConfig()))
+    assert conversation.messages == []

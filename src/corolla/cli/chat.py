@@ -46,8 +46,15 @@ MODEL_FLAGS = (
 def chat(settings: Settings) -> None:
     """Chat with a model that a swarm serves.
 
-    At a terminal, Ctrl-C ends an answer and Ctrl-D the chat; /help lists commands. Without a terminal, standard input
-    is the one question.
+    At a terminal, Ctrl-C ends an answer and Ctrl-D the chat, Alt-Enter begins a new line, arrows find earlier
+    questions, and /help lists orders: /retry, /rewind, /save, /load, /chain and more. Without a terminal, standard
+    input is the one question.
+
+    Examples:
+
+    corolla chat --peer tls://192.0.2.7:31330
+
+    echo "Why is the sky blue?" | corolla chat --invite invite.txt --quiet
     """
     from corolla.cli.conversation import Conversation
     from corolla.cli.talk import has_terminal, read_question, show_answer, talk

@@ -6,7 +6,7 @@ Owns the client's side of a chat: the swarm, the model, one session over all tur
 # B batch (always 1), T tokens
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -105,6 +105,39 @@ class Conversation:
         """
         system = system or self._config.system
         self._messages = [{"role": "system", "content": system}] if system else []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What was said so far: for each message its ``role`` and ``content``."""
+        return [dict(message) for message in self._messages]
+
+    def restore(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Go on from another chat.
+
+        Args:
+            messages: What was said in it.
+        """
+        self._messages = [dict(message) for message in messages]
+
+    def rewind(self, turns: int) -> str:
+        """Forget the last questions and what was answered.
+
+        Args:
+            turns: How many.
+
+        Returns:
+            The first question that was forgotten.
+
+        Raises:
+            UsageError: If there are not so many.
+        """
+        asked = [place for place, message in enumerate(self._messages) if message["role"] == "user"]
+        if turns > len(asked):
+            raise UsageError(f"{len(asked)} questions were asked, so {turns} cannot be taken back")
+        place = asked[-turns]
+        question = self._messages[place]["content"]
+        del self._messages[place:]
+        return question
 
     @property
     def is_stopped(self) -> bool:

@@ -5,12 +5,15 @@ import sys
 
 import anyio
 from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from corolla.cli.answers import Answer, describe_chain, describe_cost
+from corolla.cli.answers import Answer, describe_cost
 from corolla.cli.console import Output, without_controls
 from corolla.cli.conversation import Conversation
+from corolla.cli.orders import obey
 from corolla.cli.signals import catch_signals
+from corolla.cli.state import state_directory
 from corolla.errors import Error, UsageError
 
 __all__ = [
@@ -20,14 +23,6 @@ __all__ = [
     "show_answer",
     "talk",
 ]
-
-_COMMANDS = {
-    "/help": "show this",
-    "/new": "forget the chat and begin again",
-    "/system TEXT": "begin again, and tell the model this first",
-    "/chain": "show which servers compute",
-    "/quit": "leave; so does Ctrl-D",
-}
 
 
 def has_terminal() -> bool:
@@ -50,8 +45,8 @@ async def talk(conversation: Conversation, output: Output) -> None:
         conversation: With whom.
         output: Where to write.
     """
-    output.note(f"Chatting with {without_controls(conversation.name)}. /help lists commands; Ctrl-D leaves.", "dim")
-    prompt: PromptSession[str] = PromptSession("> ", key_bindings=_keys())
+    output.note(f"Chatting with {without_controls(conversation.name)}. /help lists orders; Ctrl-D leaves.", "dim")
+    prompt: PromptSession[str] = PromptSession("> ", key_bindings=_keys(), history=_earlier_questions())
     while True:
         try:
             line = (await prompt.prompt_async()).strip()
@@ -59,10 +54,15 @@ async def talk(conversation: Conversation, output: Output) -> None:
             return
         if line == "/quit":
             return
+        question: str | None = line
         if line.startswith("/"):
-            _obey(line, conversation, output)
-        elif line:
-            await ask_interruptibly(conversation, line, output)
+            try:
+                question = obey(line, conversation, output)
+            except Error as error:
+                _show_error(error, output)
+                continue
+        if question:
+            await ask_interruptibly(conversation, question, output)
 
 
 async def ask_interruptibly(conversation: Conversation, question: str, output: Output) -> None:
@@ -78,7 +78,7 @@ async def ask_interruptibly(conversation: Conversation, question: str, output: O
             await anyio.to_thread.run_sync(show_answer, conversation, question, output, abandon_on_cancel=True)
         except Error as error:
             output.result("")
-            output.notes.print(f"error: {without_controls(error.message)}", style="red")
+            _show_error(error, output)
 
 
 def read_question() -> str:
@@ -93,8 +93,28 @@ def read_question() -> str:
     return question
 
 
+def _show_error(error: Error, output: Output) -> None:
+    output.notes.print(f"error: {without_controls(error.message)}", style="red")
+
+
+def _earlier_questions() -> History:
+    """Give the questions of earlier chats, from a file that only this account can read; none if it cannot be had."""
+    path = state_directory() / "questions"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)
+
+
 def _keys() -> KeyBindings:
     keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def begin_line(event: KeyPressEvent) -> None:
+        """Go on writing on a new line."""
+        event.current_buffer.insert_text("\n")
 
     @keys.add("c-c")
     def interrupt(event: KeyPressEvent) -> None:
@@ -105,22 +125,3 @@ def _keys() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt())
 
     return keys
-
-
-def _obey(line: str, conversation: Conversation, output: Output) -> None:
-    name, _, rest = line.partition(" ")
-    if name == "/help":
-        for usage, meaning in _COMMANDS.items():
-            output.result(f"  {usage:<14}{meaning}")
-    elif name == "/new":
-        conversation.forget()
-        output.result("a new chat", "dim")
-    elif name == "/system" and rest.strip():
-        conversation.forget(rest.strip())
-        output.result("a new chat; the model was told so", "dim")
-    elif name == "/system":
-        output.result(conversation.system or "the model was told nothing; /system TEXT tells it something")
-    elif name == "/chain":
-        output.result(describe_chain(conversation.chain))
-    else:
-        output.result(f"there is no command {name}; /help lists them")
