@@ -21,6 +21,12 @@ def generate(settings: Settings) -> None:
 
     Without --prompt, standard input is the text. The continuation goes to standard output as it comes, and what it cost
     to standard error.
+
+    Examples:
+
+    corolla generate --peer tls://192.0.2.7:31330 --prompt "Once upon a time"
+
+    corolla generate --greedy --json < text.txt
     """
     from corolla.cli.conversation import Conversation
 

@@ -71,6 +71,12 @@ def serve(settings: Settings) -> int:
     Without --peer, and without an --invite that names peers, it joins the swarm of this model on the local network. If
     there is none, it starts a new one, and prints the line that others need to join it. Ctrl-C lets sessions finish,
     then leaves; a second one leaves at once.
+
+    Examples:
+
+    corolla serve meta-llama/Llama-3.1-70B-Instruct --peer tls://192.0.2.7:31330
+
+    corolla serve smollm2 --blocks 0:10 --invite invite.txt --restart
     """
     config, parent = settings.get(OutputConfig), settings.get(ParentConfig)
     configure_logging(config.log_level, json=config.log_json)
