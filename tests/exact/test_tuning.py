@@ -133,6 +133,7 @@ def test_user_code_may_stand_between_blocks_that_have_adapters(pairs):
 
 
 def test_an_adapter_can_be_put_aside(pairs):
+    """Petals defect J: the adapter in use was a global of the server's process; here each request names its own."""
     local, remote = tuned(pairs["llama"], "lora")
     with remote.disable_adapter():
         assert torch.equal(remote(prompt()).logits, pairs["llama"].local(prompt()).logits)

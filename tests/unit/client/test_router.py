@@ -121,6 +121,7 @@ async def test_a_busy_server_is_passed_over_for_another_and_not_banned(hosts):
 
 
 async def test_the_only_server_is_waited_for_until_it_has_room(hosts):
+    """Petals defect F: the time to wait for room was never passed on, so that the option had no effect."""
     async with hosts.host("0:4", pages=2) as host, hosts.swarm(chain_s=5.0, attempts=1) as swarm:
         first, second = (Session(swarm, Target(MODEL, Span(0, 4), "raw"), rows=1, max_tokens=120) for _ in range(2))
         await first.open()

@@ -17,6 +17,17 @@ def test_a_token_takes_a_key_and_a_value_for_each_head_in_each_block(span):
     assert kv_bytes_per_token(span) == 4 * heads * 2 * width * torch.float32.itemsize
 
 
+@pytest.mark.parametrize("span", ["mixtral", "qwen3", "gemma"], indirect=True)
+def test_what_a_token_takes_is_measured_and_not_derived(span):
+    """Petals defects H, H2 and I: it was computed by family, wrongly for mixtures, for several devices, and for heads
+    that are not as wide as the model's width divided by their number.
+    """
+    config = span.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_block = config.num_key_value_heads * 2 * width * torch.float32.itemsize
+    assert kv_bytes_per_token(span) == 4 * per_block
+
+
 @pytest.mark.parametrize("span", ["qwen3_next"], indirect=True)
 def test_running_states_are_counted_as_well(span):
     attention_bytes = 2 * 2 * 16 * 2 * 4  # of two blocks: two heads, 16 wide, keys and values

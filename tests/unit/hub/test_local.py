@@ -98,6 +98,7 @@ def test_a_file_that_is_none_of_the_models_cannot_be_fetched(sharded, config):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.pkl"])
 def test_pickled_weights_are_refused_with_the_way_out(single, config, name):
+    """Petals defect K: weight files were unpickled, which runs what they hold."""
     (single / SINGLE_FILE).rename(single / name)
     with pytest.raises(BadCheckpoint, match=rf"{name}, a format that can run code .*save_pretrained"):
         open_repository(str(single), config=config)

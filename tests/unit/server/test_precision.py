@@ -9,11 +9,12 @@ import torch
 from corolla.blocks import block_bytes, load_config, load_span, weight_format
 from corolla.client import AsyncSwarm, ClientConfig, Session, StepTokens, Target
 from corolla.engine import EngineConfig
-from corolla.errors import NoChain
-from corolla.server import Server, ServerConfig
+from corolla.errors import NoChain, SpanTooLarge
+from corolla.hub import HubConfig
+from corolla.server import Server, ServerConfig, loading
 from corolla.server.loading import choose_precision
 from corolla.swarm import MemoryNetwork
-from corolla.terms import Span
+from corolla.terms import Snapshot, Span
 from corolla.testing import save_tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -33,8 +34,25 @@ def test_a_model_keeps_its_own_precision_where_it_fits(directory):
     assert choose_precision(config, Span(0, 2), 2, size_bytes // 2 + 100) == "float32"
 
 
+def test_the_room_for_blocks_is_in_what_is_free(directory, monkeypatch):
+    """Petals defect L: it was reckoned from all memory, whatever else had taken of it."""
+    config = ServerConfig(model=str(directory), precision="float32")
+    (block_bytes_, *_) = block_bytes(load_config(directory), torch.float32)
+    served = []
+    for blocks in (4, 2, 1):
+        free = int(blocks * block_bytes_ / loading._WEIGHTS_SHARE) + 100
+        monkeypatch.setattr(loading, "free_bytes", lambda device, free=free: free)
+        model = loading.open_model(config, HubConfig(), lambda *_: None)
+        served.append(len(model.choose_span(Snapshot(announcements=()))))
+    assert served == [4, 2, 1]
+    monkeypatch.setattr(loading, "free_bytes", lambda device: block_bytes_ // 2)
+    with pytest.raises(SpanTooLarge, match="are free for them"):
+        loading.open_model(config, HubConfig(), lambda *_: None)
+
+
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 async def test_a_server_computes_in_the_precision_that_it_announces(directory, precision):
+    """Petals defect G: a prompt through weights of four bits took a turn of its own for each block; here it is one."""
     network = MemoryNetwork()
     settings = ServerConfig(model=str(directory), host="here", port=0, precision=precision)
     engine = EngineConfig(threads=1, kv_bytes=1 << 20)
@@ -58,7 +76,11 @@ async def test_a_server_computes_in_the_precision_that_it_announces(directory, p
             session = Session(swarm, target, rows=1, max_tokens=16)
             await session.open()
             hidden_ND = torch.randn(5, 64, dtype=torch.bfloat16)
+            span, turns = server._engine.span, []
+            run = span.forward_packed
+            span.forward_packed = lambda *args, **kwargs: turns.append(kwargs["blocks"]) or run(*args, **kwargs)
             result = await session.step(StepTokens(hidden_ND, (0,), (5,)))
+            assert turns == [Span(0, 4)]
             await session.close()
         others = ClientConfig(precision="float32", chain_s=0.1)
         async with AsyncSwarm([address], config=others, transport=network.transport) as swarm:
