@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from corolla import errors
-    from corolla.client import AutoModelForCausalLM, AutoModelForSequenceClassification, Swarm
+    from corolla.client import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        Swarm,
+    )
     from corolla.server import Server
 
 __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "Server",
     "Swarm",
     "__version__",
@@ -27,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AutoModelForCausalLM": "corolla.client",
     "AutoModelForSequenceClassification": "corolla.client",
+    "AutoModelForTokenClassification": "corolla.client",
     "Server": "corolla.server",
     "Swarm": "corolla.client",
     "errors": "corolla.errors",

@@ -50,6 +50,8 @@ __all__ = ["serve"]
         Flag("server.announce"),
         Flag("server.identity"),
         Flag("server.name"),
+        Flag("server.adapters", "--adapter"),
+        Flag("server.adapter_bytes"),
         Flag("server.metrics_port"),
         Flag("server.metrics_host"),
         Flag("relay.enabled", "--relay"),

@@ -7,7 +7,13 @@ from corolla.client.blocks import RemoteBlocks
 from corolla.client.config import ClientConfig
 from corolla.client.directory import AsyncSwarm
 from corolla.client.generation import GenerationSession
-from corolla.client.model import AutoModelForCausalLM, AutoModelForSequenceClassification, RemoteModel, only_model
+from corolla.client.model import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    RemoteModel,
+    only_model,
+)
 from corolla.client.session import Session
 from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
@@ -18,6 +24,7 @@ __all__ = [
     "AsyncSwarm",
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "ClientConfig",
     "GenerationSession",
     "HopTiming",

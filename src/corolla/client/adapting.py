@@ -18,7 +18,7 @@ from corolla.blocks import RemoteLayer
 from corolla.codec import AdapterParts, EncodedAdapter, encode_adapter
 from corolla.errors import UsageError
 from corolla.swarm import Channel
-from corolla.terms import ModelId, PeerId, Span
+from corolla.terms import Announcement, ModelId, PeerId, Span
 from corolla.wire import Ack, Adapt
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
 
@@ -74,10 +74,16 @@ class Deliveries:
     def __init__(self) -> None:
         self._known: dict[PeerId, dict[bytes, None]] = {}
         self._locks: dict[PeerId, anyio.Lock] = {}
+        self._lacking: set[PeerId] = set()
 
     def forget(self, peer: PeerId) -> None:
         """Believe nothing of a peer any more, because it has said that it lacks something."""
         self._known.pop(peer, None)
+        self._lacking.add(peer)
+
+    def may_have(self, server: Announcement) -> bool:
+        """Say whether a server may have what nobody has sent it: it hosts adapters, and has lacked none so far."""
+        return bool(server.adapters) and server.peer not in self._lacking
 
     async def deliver(
         self, channel: Channel, model: ModelId, adapter: ClientAdapter, span: Span, deadline_s: float
@@ -126,8 +132,8 @@ def read_adapter(stand_ins: Sequence[nn.Module]) -> ClientAdapter | None:
     blocks = {}
     for index, block in enumerate(stand_ins):
         pairs = [pair for name, part in block.named_modules() for pair in _read_layer(index, name, part)]
-        if pairs:
-            blocks[index] = AdapterParts(pairs, None)
+        if pairs:  # in the order of their names, so that the same adapter has the same hash everywhere
+            blocks[index] = AdapterParts(sorted(pairs, key=lambda pair: pair[0]), None)
     return ClientAdapter(blocks) if blocks else None
 
 

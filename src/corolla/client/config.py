@@ -70,7 +70,7 @@ class ClientConfig:
         },
     )
     adapter: str | None = field(
-        default=None, metadata={"help": "name of an adapter that servers must have; default: none"}
+        default=None, metadata={"help": "adapter to use: a directory in PEFT's format; default: none"}
     )
     chains: int = field(default=8, metadata={"help": "chains that a training batch is split over at most"})
     chain_tokens: int = field(

@@ -175,7 +175,10 @@ class AsyncSwarm:
         Raises:
             Error: What the peer said, or how it failed.
         """
-        if target.adapter is not None and any(target.hashes(hop.span)):
+        if target.adapter is None or not target.hashes(hop.span):
+            return
+        servers = [one for one in self.snapshot().announcements if one.peer == hop.peer]
+        if not any(self._deliveries.may_have(one) for one in servers):
             async with self.dial(hop) as channel:
                 await self._deliveries.deliver(channel, target.model, target.adapter, hop.span, self.config.request_s)
 
@@ -285,7 +288,6 @@ class AsyncSwarm:
         return replace(
             demand,
             precision=demand.precision or config.precision,
-            adapter=demand.adapter or config.adapter,
             allow=frozenset(map(PeerId, config.allow_peers)),
             avoid=frozenset(demand.avoid).union(map(PeerId, config.avoid_peers)),
             trusted=frozenset(map(PeerId, config.trusted_peers)),

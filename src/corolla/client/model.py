@@ -18,6 +18,7 @@ from corolla.blocks import (
     num_blocks,
     stand_ins_of,
 )
+from corolla.client.adapter_files import load_adapter
 from corolla.client.blocks import RemoteBlocks
 from corolla.client.decoder import BlocksCall, attach, generating
 from corolla.client.generation import GenerationSession
@@ -25,11 +26,17 @@ from corolla.client.sync import Swarm
 from corolla.client.target import Target
 from corolla.codec import check_preference
 from corolla.errors import NoChain, UsageError
-from corolla.hub import HubConfig, Progress, open_repository, stay_silent
+from corolla.hub import HubConfig, Progress, Repository, open_repository, stay_silent
 from corolla.terms import ModelId, Snapshot, Span
 from corolla.wire.limits import MAX_STEP_TOKENS
 
-__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "RemoteModel", "only_model"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "RemoteModel",
+    "only_model",
+]
 
 
 class RemoteModel:
@@ -138,42 +145,48 @@ class _AutoModel:
 
         Returns:
             An instance of transformers' own class for the model, ``LlamaForCausalLM`` say, that is a
-            :class:`RemoteModel` as well.
+            :class:`RemoteModel` as well; inside PEFT's class if the swarm's settings name an adapter.
 
         Raises:
+            UsageError: If the adapter cannot be read, or is for another model.
             ModelError: If the model cannot be found, read or split.
             CodecError: If there is no such codec.
             ConfigError: If an address cannot be read.
             BootstrapFailed: If none of the peers answers.
         """
         repository = open_repository(name, config=hub or HubConfig(), report=report)
+        joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
+        try:
+            model = cls._load(repository, joined, dtype, codec)
+            model.name_or_path = model.config.name_or_path = name.partition("@")[0] if repository.revision else name
+            model._owns_swarm = joined is not swarm
+            return model if joined.config.adapter is None else load_adapter(model, joined.config.adapter)
+        except BaseException:
+            if joined is not swarm:
+                joined.close()
+            raise
+
+    @classmethod
+    def _load(cls, repository: Repository, swarm: Swarm, dtype: torch.dtype | None, codec: str | None) -> Any:
         config = load_config(repository.metadata_directory())
         keys = needed_edge_keys(config, repository.weight_map, cls._auto_class)
         directory = repository.fetch({repository.weight_map[key] for key in keys})
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
         check_preference(codec or "raw")
-        joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
-        codec = codec or joined.config.codec
         count = num_blocks(config)
-        blocks = RemoteBlocks(joined, Target(repository.model_id, Span(0, count), codec), dtype)
-        try:
-            model = load_edges(
-                directory,
-                auto_class=cls._auto_class,
-                remote=lambda _: BlocksCall(blocks),
-                mixin=RemoteModel,
-                dtype=dtype,
-            )
-        except BaseException:
-            if joined is not swarm:
-                joined.close()
-            raise
+        target = Target(repository.model_id, Span(0, count), codec or swarm.config.codec)
+        blocks = RemoteBlocks(swarm, target, dtype)
+        model = load_edges(
+            directory,
+            auto_class=cls._auto_class,
+            remote=lambda _: BlocksCall(blocks),
+            mixin=RemoteModel,
+            dtype=dtype,
+        )
         attach(decoder_of(model), count)
         blocks.adapt(stand_ins_of(model))
-        model.name_or_path = model.config.name_or_path = name.partition("@")[0] if repository.revision else name
-        model.swarm, model.blocks, model.model_id = joined, blocks, repository.model_id
+        model.swarm, model.blocks, model.model_id = swarm, blocks, repository.model_id
         model.context_tokens = context_tokens(config) or MAX_STEP_TOKENS
-        model._owns_swarm = joined is not swarm
         return model
 
 
@@ -181,6 +194,12 @@ class AutoModelForCausalLM(_AutoModel):
     """Makes models that continue text."""
 
     _auto_class = transformers.AutoModelForCausalLM
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """Makes models that classify the tokens of texts; the classification head is trained on this side."""
+
+    _auto_class = transformers.AutoModelForTokenClassification
 
 
 class AutoModelForSequenceClassification(_AutoModel):

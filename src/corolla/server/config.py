@@ -89,7 +89,7 @@ class ServerConfig:
     )
     adapters: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "adapters to have ready for clients: directories in PEFT's format, or Hugging Face names"},
+        metadata={"help": "adapters to have ready for clients: directories in PEFT's format, of LoRA"},
     )
     adapter_bytes: int = field(
         default=256 << 20,

@@ -57,6 +57,7 @@ class Handler:
 
     Attributes:
         is_draining: Whether new sessions are turned away.
+        adapters: The adapters that it has.
         refused: How many requests were refused, by the code of the error.
     """
 
@@ -73,7 +74,7 @@ class Handler:
         self._gossip = gossip
         self._outlet = outlet
         self._reach = reach
-        self._adapters = adapters or AdapterStore(0)
+        self.adapters = adapters or AdapterStore(0)
         self._lease_s = lease_s
         self._limits = limits or PeerLimits()
         self._served: tuple[Engine, ModelId] | None = None
@@ -125,7 +126,7 @@ class Handler:
         try:
             check_may_use(channel)
             engine = self._engine_for(message.model, message.span)
-            lending = self._adapters.lend(engine.span, message.span, message.adapters)
+            lending = self.adapters.lend(engine.span, message.span, message.adapters)
             with lending as adapter, anyio.fail_after(deadline_s):
                 reply, buffers = await _compute(engine, message, payload, adapter)
         except Error as error:
@@ -140,7 +141,7 @@ class Handler:
         try:
             check_may_use(channel)
             engine = self._engine_for(message.model, Span(min(message.blocks), max(message.blocks) + 1))
-            await self._adapters.take(engine.span, message, payload)
+            await self.adapters.take(engine.span, message, payload)
         except Error as error:
             self.refused[error.code] += 1
             await channel.send(Failure.of(error))
@@ -153,7 +154,7 @@ class Handler:
             try:
                 check_may_use(channel)
                 engine = self._engine_for(opening.model, opening.span)
-                lent = self._adapters.lend(engine.span, opening.span, opening.adapters)
+                lent = self.adapters.lend(engine.span, opening.span, opening.adapters)
                 rows = self._open_session(engine, opening, channel.peer, lending.enter_context(lent))
             except Error as error:
                 self.refused[error.code] += 1

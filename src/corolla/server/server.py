@@ -19,6 +19,7 @@ from corolla.routing import PlacementConfig, claims_before
 from corolla.server.adapters import AdapterStore
 from corolla.server.config import ServerConfig
 from corolla.server.handler import Handler
+from corolla.server.hosting import host_all
 from corolla.server.life import Life, Stage
 from corolla.server.loading import Model, open_model
 from corolla.server.metrics import ServerMetrics
@@ -113,14 +114,8 @@ class Server:
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         outlet = Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s)
-        self._handler = Handler(
-            self._gossip,
-            outlet,
-            lease_s=config.lease_s,
-            reach=self._reach,
-            limits=config.limits,
-            adapters=AdapterStore(config.adapter_bytes),
-        )
+        self._handler = Handler(self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits)
+        self._handler.adapters = AdapterStore(config.adapter_bytes)
         self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None
         self._tenure: Tenure | None = None
@@ -260,6 +255,7 @@ class Server:
             engine = await life.tasks.start(tenure.run, life.report)
             await life.reach("loaded")
             await self._settle_speed(engine, model, span)
+            await host_all(self.config.adapters, engine.span, self._handler.adapters)
         finally:
             self._loading = None
         self._tenure, self._engine, self.span = tenure, engine, span
@@ -396,5 +392,6 @@ class Server:
             bytes_per_s=self._successors.bytes_per_s,
             version=__version__,
             name=self.config.name,
+            adapters=self._handler.adapters.hosted,
             is_relay=self._relay_config.enabled,
         )
