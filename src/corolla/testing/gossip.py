@@ -20,6 +20,7 @@ from corolla.swarm import Contact, Contacts, Directory, Identity, SwarmConfig
 from corolla.swarm.directory.entry import Entry
 from corolla.swarm.directory.exchange import Exchange
 from corolla.swarm.directory.neighbours import Neighbours, Visit
+from corolla.swarm.directory.pace import refresh_s
 from corolla.swarm.directory.stamps import Body
 from corolla.swarm.directory.voice import Voice
 from corolla.terms import Address, Announcement, Claim, ModelId, PeerId, Span, Speed
@@ -298,6 +299,8 @@ class SimulatedSwarm:
         for server in self.servers:
             for record in records:
                 server.directory.merge(record, self.now_s)
+        for server in self.servers:
+            server.voice._due_s = self.now_s + self.rng.uniform(0.0, refresh_s(self.config, len(self.servers)))
 
     def kill(self, server: SimulatedServer) -> None:
         """Let a server vanish, whose connections break."""
