@@ -7,6 +7,7 @@ into the order of oneDNN, which is faster for any number of rows. Knows weights 
 
 # N rows, I inputs, O outputs
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,13 @@ Product = Callable[[Tensor], Tensor]
 
 _ROOMY: Final = 8
 """A head keeps a second copy of its weight where so many would fit into free memory."""
+_ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+"""Numbers of rows that ordered products are made for. oneDNN keeps 0.6 MB of machine code for each number of rows and
+shape of weight that it has ever met, so the odd ones are rounded; 50 MB then are the most."""
+_FEW_ROWS: Final = 64
+"""Up to so many rows, reading the weight costs more than padding them."""
+_PADDING: Final = 0.2
+"""More rows get at most this share of padding, or else are divided."""
 
 
 class FrozenLayer(nn.Module):
@@ -90,6 +98,17 @@ class Ordered(FrozenLayer):
 
     def multiply(self, input_NI: Tensor) -> Tensor:
         """Multiply as fast as it can be done, without gradients."""
+        rows = len(input_NI)
+        place = bisect_left(_ROWS, rows)
+        padding = _ROWS[place] - rows if place < len(_ROWS) else rows
+        if not padding:
+            return self._multiply(input_NI)
+        if rows < _FEW_ROWS or padding <= _PADDING * rows:
+            return self._multiply(nn.functional.pad(input_NI, (0, 0, 0, padding)))[:rows]
+        whole = _ROWS[place - 1]
+        return torch.cat([self._multiply(input_NI[:whole]), self.multiply(input_NI[whole:])])
+
+    def _multiply(self, input_NI: Tensor) -> Tensor:
         product_NO: Tensor = self._pointwise(input_NI, self._ordered, self.bias, "none", [], "")
         return product_NO
 

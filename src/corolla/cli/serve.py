@@ -16,11 +16,11 @@ from corolla.cli.console import Output
 from corolla.cli.failures import INTERRUPTED, report_failure
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
-from corolla.cli.settings import Settings
+from corolla.cli.settings import Settings, limit_kernels
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
 from corolla.cli.supervisor import supervise
-from corolla.engine import EngineConfig
+from corolla.engine import EngineConfig, share_heap
 from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import RelayConfig, SwarmConfig
@@ -86,6 +86,8 @@ def serve(settings: Settings) -> int:
     if supervisor.restart:
         arguments = [*sys.argv[1:], "--no-restart"]
         return supervise(arguments, Output(config), longest_wait_s=supervisor.longest_wait_s)
+    share_heap()
+    limit_kernels()
     server_config = settings.get(ServerConfig)
     if parent.peers_from_stdin:
         line = _read_line()

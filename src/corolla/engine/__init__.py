@@ -5,6 +5,7 @@ Blocks and pages meet here; neither knows the other. Knows nothing of peers, mes
 
 from corolla.engine.config import EngineConfig
 from corolla.engine.engine import Engine, Load
+from corolla.engine.heap import kept_apart, share_heap
 from corolla.engine.measure import free_bytes
 from corolla.engine.work import Result, Sequences, SessionRows, WorkKind
 from corolla.engine.worker import computing_threads
@@ -19,4 +20,6 @@ __all__ = [
     "WorkKind",
     "computing_threads",
     "free_bytes",
+    "kept_apart",
+    "share_heap",
 ]

@@ -158,6 +158,7 @@ class Engine:
         """Take a session's pages back, also while a step is under way. Doing it twice does no harm."""
         session.end("the session was closed")
         session.lease.release()
+        self._worker.tidy()
         self._closed.set()
         self._closed = anyio.Event()
 

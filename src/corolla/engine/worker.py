@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -56,6 +57,7 @@ class Worker:
         self._scheduler = Scheduler(config)
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._is_untidy = True  # loading has left something as well
         self._thread = threading.Thread(target=self._run, name="corolla-compute")
 
     @property
@@ -87,8 +89,13 @@ class Worker:
             self._scheduler.put(work)
             self._changed.notify()
 
+    def tidy(self) -> None:
+        """Give memory that was freed back to the system as soon as nothing waits."""
+        with self._changed:
+            self._is_untidy = True
+            self._changed.notify()
+
     def _run(self) -> None:
-        give_back()  # what loading has left
         with computing_threads(self._config):
             try:
                 while self._tick():
@@ -99,16 +106,23 @@ class Worker:
 
     def _tick(self) -> bool:
         # In a frame of its own, so that whoever waits for the next tick does not keep the last one's rows in memory.
-        if (tick := self._next()) is None:
-            return False
-        self._compute(tick)
+        match self._next():
+            case None:
+                return False
+            case "tidy":
+                give_back()
+            case tick:
+                self._compute(tick)
         return True
 
-    def _next(self) -> StepTick | ForwardTick | None:
+    def _next(self) -> StepTick | ForwardTick | Literal["tidy"] | None:
         with self._changed:
             while not self._is_stopping:
                 if (tick := self._scheduler.take()) is not None:
                     return tick
+                if self._is_untidy:
+                    self._is_untidy = False
+                    return "tidy"
                 self._changed.wait()
         return None
 
@@ -131,8 +145,7 @@ class Worker:
             work.compute_s += elapsed_s
             if failure or work.is_complete:
                 self._settle(work, failure)
-        if tick.tokens >= BULK_TOKENS and not self.waiting:
-            give_back()
+        self._is_untidy = self._is_untidy or tick.tokens >= BULK_TOKENS
 
     def _settle(self, work: StepWork | ForwardWork, failure: str) -> None:
         with self._changed:

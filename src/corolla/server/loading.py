@@ -19,7 +19,7 @@ from corolla.blocks import (
     num_blocks,
     weight_format,
 )
-from corolla.engine import free_bytes
+from corolla.engine import free_bytes, kept_apart
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
 from corolla.hub import HubConfig, Progress, Repository, open_repository
 from corolla.routing import choose_span
@@ -170,11 +170,12 @@ def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
     weight_map = model.repository.weight_map
     directory = model.repository.fetch({weight_map[key] for key in needed_keys(model.config, span, weight_map)})
     label = f"loading blocks {span}"
-    return load_span(
-        directory,
-        span,
-        dtype=weight_format(model.precision),
-        device=model.device,
-        report=model.family,
-        progress=lambda done, total: report(label, done, total, "tensors"),
-    )
+    with kept_apart():
+        return load_span(
+            directory,
+            span,
+            dtype=weight_format(model.precision),
+            device=model.device,
+            report=model.family,
+            progress=lambda done, total: report(label, done, total, "tensors"),
+        )

@@ -22,7 +22,7 @@ def distance(actual, expected):
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 17])
+@pytest.mark.parametrize("rows", [1, 3, 4, 17, 65, 100, 1025])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_product_is_that_of_torch(dtype, bias, rows):
