@@ -7,9 +7,12 @@ into the order of oneDNN, which is faster for any number of rows. Knows weights 
 
 # N rows, I inputs, O outputs
 
+import threading
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import psutil
 import torch
@@ -159,9 +162,53 @@ class Head(nn.Linear):
         made_of = weight_OI.data_ptr(), weight_OI._version
         if self._product is None or made_of != self._made_of:
             is_roomy = psutil.virtual_memory().available > _ROOMY * weight_OI.nbytes
-            self._product, self._made_of = product_with(order(self) if is_roomy else self), made_of
+            self._product, self._made_of = _Together(product_with(order(self) if is_roomy else self)), made_of
         output_NO = self._product(input.reshape(-1, self.in_features))
         return output_NO.view(*input.shape[:-1], self.out_features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the product out of copies; they make their own."""
+        return {**self.__dict__, "_product": None, "_made_of": None}
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    input_NI: Tensor
+    output_NO: Tensor | None = None
+
+
+class _Together:
+    """A product that reads its weight once for all the threads that ask meanwhile, as those of several sessions do.
+
+    Args:
+        product: The product; one thread at a time computes it.
+    """
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        self._waiting: deque[_Asked] = deque()
+        self._turn = threading.Lock()
+
+    def __call__(self, input_NI: Tensor) -> Tensor:
+        if len(input_NI) > _FEW_ROWS:
+            return self._product(input_NI)
+        asked = _Asked(input_NI)
+        self._waiting.append(asked)
+        with self._turn:
+            if asked.output_NO is None:  # or else somebody had the turn and has done this as well
+                self._multiply(asked)
+        assert asked.output_NO is not None
+        return asked.output_NO
+
+    def _multiply(self, own: _Asked) -> None:
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if own not in waiting:  # whoever had the turn has failed
+            waiting.append(own)
+        rows = [len(asked.input_NI) for asked in waiting]
+        with torch.inference_mode(False), torch.no_grad():  # what comes out is for threads of either mode
+            output_NO = self._product(torch.cat([asked.input_NI for asked in waiting]))
+        for asked, output in zip(waiting, output_NO.split(rows), strict=True):
+            asked.output_NO = output
 
 
 def _bias(layer: nn.Linear) -> Tensor | None:

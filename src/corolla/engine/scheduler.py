@@ -31,6 +31,11 @@ class StepTick(NamedTuple):
         """How many tokens it computes."""
         return sum(part.tokens for _, slices in self.parts for part in slices)
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether it has no more of any step than its share."""
+        return self.tokens <= SHARE_TOKENS * len(self.parts)
+
 
 class ForwardTick(NamedTuple):
     """Some rows of one training batch."""
@@ -59,6 +64,13 @@ class Scheduler:
 
     def __len__(self) -> int:
         return len(self._steps) + len(self._forwards)
+
+    @property
+    def gathered(self) -> int | None:
+        """How many sessions wait for their next token; ``None`` if other work waits, which should not wait for more."""
+        if self._forwards or any(work.left_tokens > SHARE_TOKENS for work in self._steps):
+            return None
+        return len(self._steps)
 
     def waiting(self) -> list[StepWork | ForwardWork]:
         """List all work that is not complete."""

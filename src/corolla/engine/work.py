@@ -192,6 +192,7 @@ class StepWork(Work):
         taps: tuple[int, ...] = (),
     ) -> None:
         super().__init__(hidden_ND, 1 + len(taps))
+        self.session = session
         self.blocks = session.blocks
         self.rows = session.idle_rows()
         self.adapter = session.adapter

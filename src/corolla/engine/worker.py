@@ -15,6 +15,7 @@ import torch
 from corolla.blocks import BlockSpan
 from corolla.engine.compute import run_forward, run_steps
 from corolla.engine.config import EngineConfig
+from corolla.engine.gathering import Gathering
 from corolla.engine.heap import BULK_TOKENS, give_back
 from corolla.engine.scheduler import ForwardTick, Scheduler, StepTick
 from corolla.engine.work import ForwardWork, Result, StepWork
@@ -55,6 +56,7 @@ class Worker:
         self._span = span
         self._config = config
         self._scheduler = Scheduler(config)
+        self._gathering = Gathering()
         self._changed = threading.Condition()
         self._is_stopping = False
         self._is_untidy = True  # loading has left something as well
@@ -117,7 +119,14 @@ class Worker:
 
     def _next(self) -> StepTick | ForwardTick | Literal["tidy"] | None:
         with self._changed:
+            free_at_s: float | None = None
             while not self._is_stopping:
+                if sessions := self._scheduler.gathered:
+                    now_s = time.perf_counter()
+                    free_at_s = free_at_s or now_s
+                    if (left_s := self._gathering.wait_s(sessions, free_at_s, now_s)) > 0:
+                        self._changed.wait(left_s)
+                        continue
                 if (tick := self._scheduler.take()) is not None:
                     return tick
                 if self._is_untidy:
@@ -141,6 +150,8 @@ class Worker:
             event(_LOG, "tick failed", level=logging.ERROR, error=error, requests=len(works))
             failure = f"computing blocks {self._span.span} failed: {error!r}"
         elapsed_s = time.perf_counter() - started_at_s
+        if isinstance(tick, StepTick) and tick.is_decoding:
+            self._gathering.note([work.session for work, _ in tick.parts], started_at_s, elapsed_s)
         for work in works:
             work.compute_s += elapsed_s
             if failure or work.is_complete:
