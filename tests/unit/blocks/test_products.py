@@ -2,6 +2,7 @@
 
 import copy
 
+import anyio
 import pytest
 import torch
 from torch import nn
@@ -67,3 +68,40 @@ def test_a_head_has_gradients():
     head(input_BTI).sum().backward()
     assert input_BTI.grad is not None
     assert head.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_that_ask_a_head_at_once_get_what_each_has_asked(dtype):
+    head = Head(layer_of(dtype, bias=True))
+    inputs = [torch.randn(1, 1, 32).to(dtype) for _ in range(32)]
+    outputs = {}
+
+    def ask(number):
+        with torch.inference_mode():
+            outputs[number] = head(inputs[number])
+
+    async def ask_all():
+        async with anyio.create_task_group() as tasks:
+            for number in range(len(inputs)):
+                tasks.start_soon(anyio.to_thread.run_sync, ask, number)
+
+    anyio.run(ask_all)
+    for number, input_BTI in enumerate(inputs):
+        output_BTO = outputs[number]
+        assert distance(output_BTO.float(), linear(input_BTI, head.weight, head.bias).float()) <= TOLERANCE[dtype]
+
+
+def test_a_request_that_fails_leaves_the_others_their_answers():
+    head = Head(layer_of(torch.float32, bias=True))
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            head(torch.randn(1, 1, 31))
+        assert head(torch.randn(1, 1, 32)).shape == (1, 1, 48)
+
+
+def test_a_copy_of_a_head_makes_a_product_of_its_own():
+    head = Head(layer_of(torch.float32, bias=True))
+    with torch.no_grad():
+        input_BTI = torch.randn(1, 1, 32)
+        output_BTO = head(input_BTI)
+        assert torch.equal(copy.deepcopy(head)(input_BTI), output_BTO)
