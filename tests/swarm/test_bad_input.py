@@ -3,6 +3,7 @@
 # B batch, T tokens
 
 import contextlib
+import math
 import secrets
 import socket
 import struct
@@ -287,13 +288,17 @@ def test_numbers_that_are_none_hold_up_nobody(model, swarm, serves, value):
         session = Session(swarm.core, model.blocks.target, rows=1, max_tokens=64)
         await session.open()
         try:
+            if not math.isfinite(value):
+                with pytest.raises(UsageError, match="nan or infinite"):
+                    await session.step(StepTokens(hidden_ND, (0,), (3,)))
+                hidden_ND.fill_(0)
             with anyio.fail_after(SOON_S):
                 return await session.step(StepTokens(hidden_ND, (0,), (3,)))
         finally:
             await session.close()
 
     assert swarm.call(step).hidden_ND.shape == (3, 64)
-    assert model.blocks(hidden_ND[None]).shape == (1, 3, 64)
+    assert model.blocks(torch.full((1, 3, 64), value)).shape == (1, 3, 64)
 
 
 @pytest.mark.parametrize("width", [1, 32, 65])

@@ -10,7 +10,7 @@ from corolla.wire import OpenSession
 
 __all__ = ["PeerLimits"]
 
-_AGAIN_S = 5.0
+_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
