@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import torch
 from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
 
 from bench.report import Row, write_report
+from corolla.cli.web import WebServer, listen
 from corolla.client import Swarm
 from corolla.gateway import GatewayConfig, KeyConfig
 from corolla.gateway.accounts import Accounts
+from corolla.gateway.app import make_app
 from corolla.gateway.catalog import Catalog, Offer
 from corolla.gateway.gateway import Gateway
-from corolla.gateway.serving import serve
 from corolla.hub import HubConfig, stay_silent
 from corolla.testing import LocalSwarm
 
@@ -55,17 +55,21 @@ def main() -> None:
 
 @contextmanager
 def _running(catalog: Catalog, accounts: Accounts) -> Iterator[httpx.Client]:
-    async def run(leaving: list[anyio.Event], *, task_status: TaskStatus[str]) -> None:
-        leaving.append(anyio.Event())
-        await serve(Gateway(catalog, accounts, GatewayConfig(port=0)), task_status.started, leaving[0])
+    gateway = Gateway(catalog, accounts, GatewayConfig(port=0))
+    server = WebServer(make_app(gateway))
 
-    leaving: list[anyio.Event] = []
+    async def run(*, task_status: TaskStatus[str]) -> None:
+        with listen(gateway.config.host, gateway.config.port) as (ear, url):
+            async with gateway:
+                task_status.started(url)
+                await server.run(ear)
+
     with start_blocking_portal() as portal:
-        life, url = portal.start_task(run, leaving)
+        life, url = portal.start_task(run)
         headers = {"Authorization": f"Bearer {accounts.make(KeyConfig()).text}"}
         with httpx.Client(base_url=url, headers=headers, timeout=120, verify=False) as http:
             yield http
-        portal.call(leaving[0].set)
+        server.stop()
         life.result()
 
 

@@ -5,7 +5,7 @@ import anyio
 from corolla.cli.config import OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import find_peers
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.telemetry import configure_logging
@@ -17,11 +17,7 @@ SECTIONS = ("chat", "client", "swarm", "hub")
 
 MODEL_FLAGS = (
     Flag("chat.model", "MODEL"),
-    Flag("chat.peers", "--peer"),
-    Flag("swarm.invite"),
-    Flag("swarm.directory"),
-    Flag("swarm.lan", "--lan/--no-lan"),
-    Flag("swarm.dht"),
+    *FINDING_FLAGS,
     Flag("chat.max_new_tokens"),
     Flag("chat.temperature"),
     Flag("chat.top_p"),

@@ -10,7 +10,7 @@ from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import find_peers
 from corolla.cli.findings import Finding, show_findings
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.machine import examine_machine, examine_port
 from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
@@ -30,11 +30,7 @@ _UNHEALTHY = 1
     sections=("chat", "swarm", "light"),
     flags=(
         Flag("chat.model", "MODEL"),
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.lan", "--lan/--no-lan"),
-        Flag("swarm.dht"),
-        Flag("swarm.directory"),
+        *FINDING_FLAGS,
         Flag("light.host"),
         Flag("light.port"),
         Flag("output.json"),

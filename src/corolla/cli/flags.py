@@ -15,7 +15,7 @@ from rich.markup import escape
 from corolla.cli.failures import report_failure
 from corolla.cli.settings import Given, Settings, field_of, hint_of, load_settings, shown_type
 
-__all__ = ["Flag", "command"]
+__all__ = ["FINDING_FLAGS", "Flag", "command"]
 
 _CONFIG_HELP = "a TOML file with settings; default: corolla.toml in the configuration directory of this account"
 
@@ -38,6 +38,16 @@ class Flag:
     def shown(self) -> str:
         """What to type."""
         return self.name or "--" + self.key.partition(".")[2].replace("_", "-")
+
+
+FINDING_FLAGS = (
+    Flag("chat.peers", "--peer"),
+    Flag("swarm.invite"),
+    Flag("swarm.directory"),
+    Flag("swarm.lan", "--lan/--no-lan"),
+    Flag("swarm.dht"),
+)
+"""How a command is told which swarm to use, or where to look for one."""
 
 
 def command(

@@ -1,6 +1,5 @@
 """``corolla gateway``: an OpenAI-compatible API and a chat page over a swarm, and its API keys."""
 
-import asyncio
 import signal
 import time
 from contextlib import closing
@@ -18,18 +17,19 @@ from typer.core import TyperGroup
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.finding import find_peers
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
+from corolla.cli.web import WebServer, listen
 from corolla.client import ClientConfig, Swarm
 from corolla.errors import UsageError
 from corolla.gateway import GatewayConfig, KeyConfig
 from corolla.gateway.accounts import Accounts, NewKey, Spent
+from corolla.gateway.app import make_app
 from corolla.gateway.catalog import Catalog
 from corolla.gateway.gateway import Gateway
-from corolla.gateway.serving import serve
 from corolla.hub import HubConfig
 from corolla.swarm import SwarmConfig
 from corolla.telemetry import configure_logging
@@ -53,6 +53,8 @@ gateway = typer.Typer(
 keys = typer.Typer(
     help="The gateway's API keys.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+_LEAVE_S = 5
+_IDLE_S = 15
 _DATABASE = Flag("gateway.database")
 _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
 
@@ -61,11 +63,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
     sections=("gateway", "chat", "client", "swarm", "hub"),
     flags=(
         Flag("gateway.models", "MODEL"),
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.directory"),
-        Flag("swarm.lan", "--lan/--no-lan"),
-        Flag("swarm.dht"),
+        *FINDING_FLAGS,
         Flag("gateway.host"),
         Flag("gateway.port"),
         _DATABASE,
@@ -161,18 +159,14 @@ class _Run:
 
     async def live(self) -> None:
         """Serve until Ctrl-C or SIGTERM."""
-        leaving, loop = anyio.Event(), asyncio.get_running_loop()
-
-        def leave() -> None:
-            loop.call_soon_threadsafe(leaving.set)
-
-        with catch_signals(leave, signal.SIGINT, signal.SIGTERM):
+        config = self._gateway.config
+        server = WebServer(make_app(self._gateway), leave_s=_LEAVE_S, idle_s=_IDLE_S)
+        with catch_signals(server.stop, signal.SIGINT, signal.SIGTERM):
             first = await anyio.to_thread.run_sync(_first_key, self._accounts)
-
-            def tell(address: str) -> None:
-                self._tell(address, first)
-
-            await serve(self._gateway, tell, leaving)
+            with listen(config.host, config.port) as (ear, url):
+                async with self._gateway:
+                    self._tell(url, first)
+                    await server.run(ear)
 
     def _tell(self, address: str, first: NewKey | None) -> None:
         models = [offer.name for offer in self._gateway.catalog.all()]

@@ -8,7 +8,7 @@ import anyio
 from corolla.cli.config import OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import find_peers
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import state_directory, with_state
@@ -23,11 +23,7 @@ __all__ = ["monitor"]
 @command(
     sections=("monitor", "chat", "swarm"),
     flags=(
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.directory"),
-        Flag("swarm.lan", "--lan/--no-lan"),
-        Flag("swarm.dht"),
+        *FINDING_FLAGS,
         Flag("monitor.host"),
         Flag("monitor.port"),
         Flag("monitor.title"),
@@ -66,8 +62,8 @@ def monitor(settings: Settings) -> None:
                 server = WebServer(make_app(observer))
                 with catch_signals(server.stop, signal.SIGINT, signal.SIGTERM):
                     if output.is_json:
-                        output.json({"stage": "online", "url": url})
-                    output.note(f"the swarm is shown at {url}; Ctrl-C ends it", "bold green")
+                        output.json({"stage": "online", "url": f"{url}/"})
+                    output.note(f"the swarm is shown at {url}/; Ctrl-C ends it", "bold green")
                     await server.run(ear)
 
     anyio.run(live)

@@ -16,7 +16,7 @@ from rich.text import Text
 from corolla.cli.config import InviteConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.finding import find_peers
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.servers import count_servers, server_as_data, show_servers
 from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
@@ -50,11 +50,7 @@ swarm = typer.Typer(
 @command(
     sections=("chat", "swarm"),
     flags=(
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.directory"),
-        Flag("swarm.lan", "--lan/--no-lan"),
-        Flag("swarm.dht"),
+        *FINDING_FLAGS,
         Flag("output.json"),
         Flag("output.quiet"),
     ),

@@ -13,7 +13,7 @@ from rich.text import Text
 from corolla.cli.config import OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import find_peers
-from corolla.cli.flags import Flag, command
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.keys import pressed_keys, unbuffered
 from corolla.cli.settings import Settings
 from corolla.cli.state import with_state
@@ -33,11 +33,7 @@ _OLD_S = 10.0
 @command(
     sections=("chat", "swarm"),
     flags=(
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.lan", "--lan/--no-lan"),
-        Flag("swarm.dht"),
-        Flag("swarm.directory"),
+        *FINDING_FLAGS,
         Flag("output.json"),
         Flag("output.quiet"),
     ),

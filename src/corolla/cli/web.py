@@ -12,8 +12,7 @@ from corolla.errors import ConfigError
 
 __all__ = ["WebServer", "listen"]
 
-_BACKLOG = 256
-_GRACE_S = 2
+_BACKLOG = 512
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         port: On which port; 0 for any that is free.
 
     Yields:
-        It, and the URL that leads to it.
+        It, and the URL that leads to it, without a slash at its end.
 
     Raises:
         ConfigError: If it cannot be had.
@@ -46,7 +45,7 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
             ) from error
         own = ear.getsockname()
         shown = f"[{own[0]}]" if family == socket.AF_INET6 else own[0]
-        yield ear, f"http://{shown}:{own[1]}/"
+        yield ear, f"http://{shown}:{own[1]}"
 
 
 class WebServer:
@@ -54,9 +53,11 @@ class WebServer:
 
     Args:
         app: What answers.
+        leave_s: How long answers may go on when it ends.
+        idle_s: How long a connection that asks nothing stays open.
     """
 
-    def __init__(self, app: Callable[..., Any]) -> None:
+    def __init__(self, app: Callable[..., Any], *, leave_s: int = 2, idle_s: int = 5) -> None:
         import uvicorn
 
         class Server(uvicorn.Server):
@@ -67,7 +68,13 @@ class WebServer:
                 yield
 
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=idle_s,
+            timeout_graceful_shutdown=leave_s,
         )
         self._server = Server(config)
 

@@ -1,6 +1,5 @@
 """``/v1/chat/completions``: a chat's next message, whole or as it comes."""
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from corolla.gateway.catalog import Offer
 from corolla.gateway.gateway import Gateway
 from corolla.gateway.generation import Answer, Piece, Question
 from corolla.gateway.prompts import ChatQuestion, ask_chat
-from corolla.gateway.reports import chain_report, report, usage
+from corolla.gateway.reports import chain_report, head, report, usage
 from corolla.gateway.requests import ChatRequest, StreamOptions
 from corolla.gateway.sampling import TokenLog
 from corolla.gateway.streams import Emit
@@ -91,8 +90,8 @@ async def chat(gateway: Gateway, account: Account, request: ChatRequest, offer: 
                 "corolla": report(answer),
             }
         )
-    head = _head(request, "chat.completion")
-    return head | {"choices": choices, "usage": usage(answers, len(asked.question.tokens))}, answers
+    body = head("chatcmpl", "chat.completion", request.model)
+    return body | {"choices": choices, "usage": usage(answers, len(asked.question.tokens))}, answers
 
 
 async def stream_chat(gateway: Gateway, account: Account, request: ChatRequest, offer: Offer, emit: Emit) -> None:
@@ -135,7 +134,7 @@ class _ChatStream:
     """The events of a chat's answers."""
 
     def __init__(self, request: ChatRequest, asked: ChatQuestion, emit: Emit, *, tells_chain: bool) -> None:
-        self.head = _head(request, "chat.completion.chunk")
+        self.head = head("chatcmpl", "chat.completion.chunk", request.model)
         self._asked = asked
         self._emit = emit
         self._tells_chain = tells_chain
@@ -183,11 +182,6 @@ class _ChatStream:
             self._chains[index], self._looked_s = chain.chain, time.perf_counter()
             choice["corolla"] = {"chain": chain_report(chain)}
         await self._emit(self.head | {"choices": [choice]})
-
-
-def _head(request: ChatRequest, kind: str) -> dict[str, Any]:
-    made_s = int(time.time())
-    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": made_s, "model": request.model}
 
 
 def _reason(answer: Answer, calls: Sequence[object]) -> str:

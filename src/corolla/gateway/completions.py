@@ -1,7 +1,5 @@
 """``/v1/completions``: texts that are continued; and how likely a model thinks them, which evaluations ask."""
 
-import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from corolla.gateway.chats import copies
 from corolla.gateway.gateway import Gateway
 from corolla.gateway.generation import Answer, Piece, Question
 from corolla.gateway.prompts import ask_completion
-from corolla.gateway.reports import report, usage
+from corolla.gateway.reports import head, report, usage
 from corolla.gateway.requests import CompletionRequest, StreamOptions
 from corolla.gateway.sampling import TokenLog
 from corolla.gateway.streams import Emit
@@ -50,7 +48,8 @@ async def complete(
         }
         for index, (question, answer) in enumerate(zip(questions, answers, strict=True))
     ]
-    return _head(request) | {"choices": choices, "usage": usage(answers, _read(questions, request))}, answers
+    body = head("cmpl", "text_completion", request.model)
+    return body | {"choices": choices, "usage": usage(answers, _read(questions, request))}, answers
 
 
 async def stream_completion(
@@ -69,11 +68,11 @@ async def stream_completion(
         Error: What is wrong with the request, or what the swarm raises.
     """
     questions = await _questions(gateway, account, request, offer)
-    head = _head(request)
+    body = head("cmpl", "text_completion", request.model)
 
     async def choice(index: int, text: str, logs: Any, reason: str | None, **more: object) -> None:  # noqa: ANN401
         told = {"index": index, "text": text, "logprobs": logs, "finish_reason": reason} | more
-        await emit(head | {"choices": [told]})
+        await emit(body | {"choices": [told]})
 
     async def tell(index: int, answer: Answer, piece: Piece) -> None:
         await choice(index, piece.text, _logprobs(piece.logs, questions[index]), None)
@@ -85,22 +84,12 @@ async def stream_completion(
     for index, answer in enumerate(answers):
         await choice(index, "", None, answer.reason, corolla=report(answer))
     if (request.stream_options or StreamOptions()).include_usage:
-        await emit(head | {"choices": [], "usage": usage(answers, _read(questions, request))})
+        await emit(body | {"choices": [], "usage": usage(answers, _read(questions, request))})
 
 
 async def _questions(gateway: Gateway, account: Account, request: CompletionRequest, offer: Offer) -> list[Question]:
     asked = await anyio.to_thread.run_sync(ask_completion, request, offer, account.id, gateway.config)
     return [copy for question in asked for copy in copies(question, request.n)]
-
-
-def _head(request: CompletionRequest) -> dict[str, Any]:
-    made_s = int(time.time())
-    return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": made_s,
-        "model": request.model,
-    }
 
 
 def _read(questions: Sequence[Question], request: CompletionRequest) -> int:

@@ -1,13 +1,26 @@
-"""Where an answer was computed, how fast, and what was survived on the way; as data and as a header."""
+"""What is told beside an answer: whose it is, where it was computed, how fast, and what was survived on the way."""
 
+import secrets
+import time
 from typing import Any
 
 from corolla.gateway.generation import Answer
 from corolla.terms import Hop
 
-__all__ = ["chain_report", "report", "server_timing", "usage"]
+__all__ = ["chain_report", "head", "report", "server_timing", "usage"]
 
 _LETTERS = 8  # of a peer's id, as people know it
+
+
+def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """Make what every body and every event of an answer begins with.
+
+    Args:
+        prefix: Of its id.
+        kind: What OpenAI calls such an object.
+        model: Which model was asked for.
+    """
+    return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def report(answer: Answer) -> dict[str, Any]:

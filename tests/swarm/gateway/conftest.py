@@ -9,12 +9,13 @@ import pytest
 import torch
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from corolla.cli.web import WebServer, listen
 from corolla.client import ClientConfig, Swarm
 from corolla.gateway import GatewayConfig, KeyConfig
 from corolla.gateway.accounts import Accounts
+from corolla.gateway.app import make_app
 from corolla.gateway.catalog import Catalog
 from corolla.gateway.gateway import Gateway
-from corolla.gateway.serving import serve
 from corolla.hub import HubConfig, stay_silent
 from corolla.testing import ThreadedSwarm, save_tiny_model
 
@@ -103,18 +104,22 @@ class gateway_over:
         catalog = Catalog.load([self._model], self._swarm, hub=HubConfig(), report=stay_silent)
         self._context = start_blocking_portal()
         portal = self._context.__enter__()
-        self._life, (url, gateway, self._leaving) = portal.start_task(self._run, catalog)
+        self._life, (url, gateway, self._server) = portal.start_task(self._run, catalog)
         key = self._accounts.make(KeyConfig(name="test"))
         self._portal = portal
         return Running(url, key.text, self._model, gateway, self._accounts, portal)
 
     def __exit__(self, *error):
-        self._portal.call(self._leaving.set)
+        self._server.stop()
         self._life.result()
         self._context.__exit__(None, None, None)
         self._swarm.close()
         self._accounts.close()
 
     async def _run(self, catalog, *, task_status):
-        leaving, gateway = anyio.Event(), Gateway(catalog, self._accounts, self._config)
-        await serve(gateway, lambda url: task_status.started((url, gateway, leaving)), leaving)
+        gateway = Gateway(catalog, self._accounts, self._config)
+        server = WebServer(make_app(gateway))
+        with listen(self._config.host, self._config.port) as (ear, url):
+            async with gateway:
+                task_status.started((url, gateway, server))
+                await server.run(ear)
