@@ -88,6 +88,11 @@ class Span(msgspec.Struct, frozen=True, order=True, array_like=True):
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
 
+    @property
+    def indices(self) -> range:
+        """Its blocks, in order."""
+        return range(self.start, self.stop)
+
     def covers(self, other: "Span") -> bool:
         """Say whether every block of ``other`` is in this span."""
         return self.start <= other.start and other.stop <= self.stop

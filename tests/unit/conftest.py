@@ -97,15 +97,15 @@ class Hosts:
 
         from corolla.cache import PAGE_TOKENS
         from corolla.engine import Engine, EngineConfig
-        from corolla.engine.measure import kv_bytes_per_token
+        from corolla.engine.measure import page_cost
         from corolla.replay import Store
         from corolla.server.handler import Handler
         from corolla.server.outlet import Outlet
         from corolla.swarm import Contacts, Directory, Gossip
 
         blocks = await anyio.to_thread.run_sync(cut, family, span)
-        kv_bytes = pages * PAGE_TOKENS * await anyio.to_thread.run_sync(kv_bytes_per_token, blocks)
-        config = EngineConfig(threads=1, kv_bytes=int(kv_bytes))
+        cost = await anyio.to_thread.run_sync(page_cost, blocks)
+        config = EngineConfig(threads=1, kv_bytes=int(pages * PAGE_TOKENS * cost.token_bytes))
         async with (
             self.endpoint() as endpoint,
             Engine(blocks, config, context_tokens=CONTEXT_TOKENS) as engine,

@@ -14,7 +14,7 @@ from corolla.blocks.architecture import (
     text_config,
 )
 from corolla.blocks.edges import RemoteBlocks, RemoteLayer, load_edges, needed_edge_keys, stand_ins_of
-from corolla.blocks.kv import GrowingKV, KVView, PackedRow
+from corolla.blocks.kv import GrowingKV, KVShape, KVView, PackedRow
 from corolla.blocks.loading import block_bytes, load_span, needed_keys
 from corolla.blocks.quantized import Quantization, compute_dtype, weight_format
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
@@ -30,6 +30,7 @@ __all__ = [
     "BlockSpan",
     "FamilyReport",
     "GrowingKV",
+    "KVShape",
     "KVView",
     "LoraPair",
     "PackedRow",

@@ -101,7 +101,7 @@ def _quantize_all(
     progress: Progress | None,
 ) -> None:
     owner, name = blocks_of(model)
-    for done, index in enumerate(range(span.start, span.stop)):
+    for done, index in enumerate(span.indices):
         if progress is not None:
             progress(done, len(span))
         quantize(getattr(owner, name)[index].to(device).requires_grad_(False), quantization)

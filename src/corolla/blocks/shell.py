@@ -145,7 +145,7 @@ class Shell:
     def __init__(self, model: PreTrainedModel, span: Span, dtype: torch.dtype) -> None:
         self.decoder, name = blocks_of(model)
         listed: Any = StandIns(getattr(self.decoder, name))
-        self.blocks = nn.ModuleList(listed[index] for index in range(span.start, span.stop))
+        self.blocks = nn.ModuleList(listed[index] for index in span.indices)
         setattr(self.decoder, name, listed)
         device = next(self.blocks.parameters()).device
         self._tape = _Tape()

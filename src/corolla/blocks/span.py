@@ -153,7 +153,7 @@ class BlockSpan(nn.Module):
         Args:
             adapter: Of blocks of the span; ``None`` for none.
         """
-        blocks = dict(zip(range(self.span.start, self.span.stop), self.blocks, strict=True))
+        blocks = dict(zip(self.span.indices, self.blocks, strict=True))
         self._adapter = adapter
         try:
             with adding(blocks, None if adapter is None else Alone(adapter)):
@@ -170,7 +170,7 @@ class BlockSpan(nn.Module):
         probe_ND = torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device)
         with torch.inference_mode():
             self._run_blocks(probe_ND, self.span, batch, ())
-        indices = range(self.span.start, self.span.stop)
+        indices = self.span.indices
         self._lean = [LeanBlock(block, batch.visited[index]) for index, block in zip(indices, self.blocks, strict=True)]
 
     def new_cache(self) -> SessionCache:
@@ -266,7 +266,7 @@ class BlockSpan(nn.Module):
         self, hidden: Tensor, part: Span, calls: list[BlockCall], taps: Collection[int], *, saves: bool
     ) -> tuple[Tensor, dict[int, Tensor]]:
         tapped: dict[int, Tensor] = {}
-        for index, call in zip(range(part.start, part.stop), calls, strict=True):
+        for index, call in zip(part.indices, calls, strict=True):
             block = self.blocks[index - self.span.start]
             if saves:
                 output = checkpoint(
@@ -287,7 +287,7 @@ class BlockSpan(nn.Module):
         addition = RowAdapters.of(adapters, counts, hidden_ND.device)
         if self._lean:
             return self._run_lean(hidden_ND, part, batch, taps, addition)
-        with adding({index: self.blocks[index - self.span.start] for index in range(part.start, part.stop)}, addition):
+        with adding({index: self.blocks[index - self.span.start] for index in part.indices}, addition):
             result = self._run_blocks(hidden_ND, part, batch, taps)
         if len(batch.visited) != len(part):
             raise UnsupportedModel(f"{self.config.model_type} attends in a way of its own, which rows cannot have")
@@ -310,7 +310,7 @@ class BlockSpan(nn.Module):
             calls = self._record_packed(hidden_ND, part, batch)
         tapped: dict[int, Tensor] = {}
         rotations: dict[int, Rotation] = {}  # most families have one table for all blocks
-        for index, call in zip(range(part.start, part.stop), calls, strict=True):
+        for index, call in zip(part.indices, calls, strict=True):
             table = call.kwargs["position_embeddings"]
             if id(table) not in rotations:
                 rotations[id(table)] = Rotation(*table)

@@ -71,7 +71,7 @@ class RowKV:
             blocks: The blocks that the row is for.
             prefixes: For each of them, keys and values ``[H, P, D]``.
         """
-        for block in range(blocks.start, blocks.stop):
+        for block in blocks.indices:
             self.append(block, *prefixes[block])
         self.commit(prefixes[blocks.start][0].shape[1])
 

@@ -64,7 +64,7 @@ class ClientAdapter:
 
     def hashes(self, span: Span) -> tuple[bytes, ...]:
         """Name what is added to each of some blocks; empty if nothing is added to any of them."""
-        named = tuple(self.encoded[index].hash if index in self.blocks else b"" for index in range(*_ends(span)))
+        named = tuple(self.encoded[index].hash if index in self.blocks else b"" for index in span.indices)
         return named if any(named) else ()
 
 
@@ -103,9 +103,7 @@ class Deliveries:
         async with self._locks.setdefault(channel.peer, anyio.Lock()):
             known = self._known.setdefault(channel.peer, {})
             missing = [
-                index
-                for index in range(*_ends(span))
-                if index in adapter.blocks and adapter.encoded[index].hash not in known
+                index for index in span.indices if index in adapter.blocks and adapter.encoded[index].hash not in known
             ]
             for some in _batches(missing, adapter.encoded):
                 encoded = [adapter.encoded[index] for index in some]
@@ -156,7 +154,7 @@ def with_prefixes(
     return ClientAdapter(
         {
             index: AdapterParts(own[index].pairs if index in own else [], prefix)
-            for index, prefix in zip(range(*_ends(span)), prefixes, strict=True)
+            for index, prefix in zip(span.indices, prefixes, strict=True)
         }
     )
 
@@ -198,7 +196,3 @@ def _batches(indices: Sequence[int], encoded: Mapping[int, EncodedAdapter]) -> I
         nbytes += encoded[index].meta.nbytes
     if some:
         yield some
-
-
-def _ends(span: Span) -> tuple[int, int]:
-    return span.start, span.stop

@@ -66,7 +66,7 @@ class RemoteBlocks(nn.Module):
         return len(self.span)
 
     def __getitem__(self, index: int | slice) -> Self:
-        blocks = range(self.span.start, self.span.stop)[index]
+        blocks = self.span.indices[index]
         chosen = range(blocks, blocks + 1) if isinstance(blocks, int) else blocks
         if not chosen or chosen.step != 1:
             raise UsageError(f"blocks[{index}] of {len(self)} blocks is not a range of one or more blocks in order")

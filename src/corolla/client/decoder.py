@@ -61,9 +61,9 @@ class BlocksCall(nn.Module):
     def forward(self, hidden_BTD: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Run the blocks; whatever else transformers passes to a block was prepared for blocks that are not here."""
         wishes = _WISHES.get()
-        if wishes.session is not None:
+        if wishes.session is not None and wishes.position_ids_BT is not None:  # a session has always said
             return wishes.session.run(
-                hidden_BTD, attention_mask_BP=wishes.attention_mask_BP, tokens_BT=wishes.tokens_BT, taps=wishes.taps
+                hidden_BTD, positions_BT=wishes.position_ids_BT, tokens_BT=wishes.tokens_BT, taps=wishes.taps
             )
         return self._blocks.tap(
             hidden_BTD, wishes.taps, wishes.attention_mask_BP, wishes.position_ids_BT, wishes.prefixes
@@ -137,6 +137,7 @@ def _take_wishes(given: dict[str, Any], takes_positions: bool, wanted: frozenset
             )
         if takes_positions:
             given["position_ids"] = (session.prefix_tokens + positions_BT).clamp(min=0).to(fed.device)
+        position_ids_BT = positions_BT
     elif prefixes:
         prefix_tokens = prefixes[0][0].shape[1]
         if mask_BP is not None and mask_BP.shape[1] == prefix_tokens + new:

@@ -202,7 +202,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         self,
         hidden_BTD: torch.Tensor,
         *,
-        attention_mask_BP: torch.Tensor | None,
+        positions_BT: torch.Tensor,
         tokens_BT: torch.Tensor | None,
         taps: Sequence[int],
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -210,7 +210,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
 
         Args:
             hidden_BTD: The first block's input.
-            attention_mask_BP: 0 for padding, over stored and new positions.
+            positions_BT: What :meth:`next_positions` gave for these tokens.
             tokens_BT: The ids of the new tokens, if known.
             taps: Absolute indices of blocks whose outputs are wanted as well.
 
@@ -221,15 +221,14 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
             SessionClosed: If the session was closed.
             ContextTooLong: If the model was not made for so many tokens.
             NoChain: If some blocks have no server with room for the session.
-            UsageError: If the rows or the mask do not fit the session.
             PeerError: If servers kept failing.
         """
         rows, new = hidden_BTD.shape[:2]
         token_bytes = wire_bytes(hidden_BTD, self._target.codec) / (rows * new)
         session = self._opened(rows, self._position + new, token_bytes)
-        real_BP = self._with_new(rows, new, attention_mask_BP)
-        real_BT = real_BP[:, self._position :]
-        starts = real_BP[:, : self._position].sum(1).tolist()
+        real_BT = positions_BT >= 0
+        stored_BP = self._stored(rows)
+        starts = stored_BP.sum(1).tolist()
         is_padded = not bool(real_BT.all())
         sent_BTD = hidden_BTD.detach().cpu()
         hidden_ND = sent_BTD[real_BT] if is_padded else sent_BTD.reshape(rows * new, -1)
@@ -238,7 +237,7 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         result = self._swarm.call(_step, session, step, tuple(taps))
         self._order = None
         self._position += new
-        self._real_BP = real_BP
+        self._real_BP = torch.cat([stored_BP, real_BT], dim=1)
         seen_BT = torch.full((rows, new), _UNKNOWN_TOKEN) if tokens_BT is None else tokens_BT.cpu()
         self._tokens_BP = torch.cat([self._tokens_BP, seen_BT], dim=1)
 
@@ -282,13 +281,16 @@ class GenerationSession(Cache):  # type: ignore[misc]  # transformers has no typ
         """Say which of the stored and new positions are no padding, as the mask has it."""
         if self._position and rows != self._rows:
             raise UsageError(f"{rows} rows were fed to a session of {self._rows}")
-        stored_BP = self._real_BP if self._position else torch.empty(rows, 0, dtype=torch.bool)
+        stored_BP = self._stored(rows)
         if attention_mask_BP is None:
             return torch.cat([stored_BP, torch.ones(rows, new, dtype=torch.bool)], dim=1)
         real_BP = _real_positions(attention_mask_BP, rows, self._position + new)
         if not torch.equal(real_BP[:, : self._position], stored_BP):
             raise UsageError("the padding of a session cannot change on its way; rewind to position 0 first")
         return real_BP
+
+    def _stored(self, rows: int) -> torch.Tensor:
+        return self._real_BP if self._position else torch.empty(rows, 0, dtype=torch.bool)
 
     # What transformers asks of a cache.
 

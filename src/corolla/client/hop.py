@@ -10,7 +10,7 @@ from typing import Self
 import anyio
 import torch
 
-from corolla.codec import decode
+from corolla.codec import all_finite, count_not_finite, decode
 from corolla.errors import (
     CodecError,
     Error,
@@ -290,7 +290,8 @@ def read_tensors(
         tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
     except (CodecError, RemoteProtocolError) as error:
         raise PeerMisbehaved(f"peer {peer[:8]} sent tensors that cannot be read: {error.message}", peer=peer) from error
-    if is_finite and (count := sum(int((~tensor.isfinite()).sum()) for tensor in tensors)):
+    if is_finite and not all_finite(tensors):
+        count = count_not_finite(tensors)
         raise PeerMisbehaved(
             f"peer {peer[:8]} answered with {count} numbers that are nan or infinite, and no error, to an input that "
             "has none",

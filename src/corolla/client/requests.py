@@ -14,7 +14,7 @@ from corolla.client.directory import AsyncSwarm, ModelRouter
 from corolla.client.hop import read_tensors
 from corolla.client.retry import try_chains
 from corolla.client.target import Target
-from corolla.codec import encode, wire_bytes
+from corolla.codec import all_finite, encode, wire_bytes
 from corolla.errors import Error
 from corolla.routing import Demand, Work
 from corolla.terms import Chain, Hop
@@ -227,7 +227,7 @@ async def _ask(
         began_s = time.perf_counter()
         async with swarm.dial(hop) as channel:
             received = await channel.request(message, buffers, expected=answer, deadline_s=swarm.config.request_s)
-        is_finite = isinstance(message, Forward) and bool(tensors[0].isfinite().all())  # gradients may overflow
+        is_finite = isinstance(message, Forward) and all_finite(tensors)  # gradients may overflow
         results = read_tensors(received, shapes=shapes, peer=hop.peer, is_finite=is_finite)
     except Error as error:
         error.peer = error.peer or hop.peer

@@ -17,7 +17,7 @@ from corolla.client.retry import try_chains
 from corolla.client.steps import Answer, HopTiming, Replay, StepResult, StepTokens
 from corolla.client.target import Target
 from corolla.client.trace import Trace
-from corolla.codec import check_preference
+from corolla.codec import all_finite, check_preference
 from corolla.errors import Error, SessionClosed, UsageError
 from corolla.terms import Chain
 from corolla.wire.limits import MAX_PAYLOAD_BYTES
@@ -114,7 +114,7 @@ class Session:
         """
         if self._ended or not self._is_open:
             raise self._closed()
-        if not tokens.hidden_ND.isfinite().all():
+        if not all_finite([tokens.hidden_ND]):
             raise UsageError("a step was given hidden states that are nan or infinite; see what made them")
         limit_tokens = max(1, MAX_PAYLOAD_BYTES // (tokens.hidden_ND[0].nbytes * (1 + len(taps))))
         walk = _Walk([*tokens.pieces(min(limit_tokens, self._swarm.config.piece_tokens))], tuple(taps))

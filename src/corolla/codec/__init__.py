@@ -20,6 +20,7 @@ from corolla.codec.codec import (
     splice,
     wire_bytes,
 )
+from corolla.codec.finite import all_finite, count_not_finite
 
 __all__ = [
     "CODECS",
@@ -28,8 +29,10 @@ __all__ = [
     "Codec",
     "Encoded",
     "EncodedAdapter",
+    "all_finite",
     "check_preference",
     "codec_named",
+    "count_not_finite",
     "decode",
     "decode_adapter",
     "encode",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from corolla.codec.finite import all_finite
 from corolla.codec.memory import as_bytes, as_tensor
 from corolla.errors import CodecError, UsageError
 from corolla.wire import AdapterMeta, Buffer, PairMeta, PrefixMeta, hash_adapter
@@ -93,7 +94,7 @@ def decode_adapter(meta: AdapterMeta, payload: Buffer) -> AdapterParts:
     if memoryview(payload).nbytes != meta.nbytes:
         raise CodecError(f"an adapter takes {meta.nbytes} bytes, but {memoryview(payload).nbytes} came")
     numbers_F = as_tensor(bytes(payload)).view(torch.float32)
-    if not bool(numbers_F.isfinite().all()) or not all(math.isfinite(one.scaling) for one in meta.pairs):
+    if not all_finite([numbers_F]) or not all(math.isfinite(one.scaling) for one in meta.pairs):
         raise UsageError("the adapter holds numbers that are infinite or none at all; has its training diverged?")
     tensors = iter(split_numbers(numbers_F, meta.shapes))
     pairs = [(one.name, next(tensors), next(tensors), one.scaling) for one in meta.pairs]

@@ -2,7 +2,6 @@
 
 # H heads of keys and values, T tokens, D width of a head
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,6 @@ from corolla.cache import RowKV
 from corolla.engine.measure import PageCost
 from corolla.engine.work import SessionRows
 from corolla.errors import UsageError
-from corolla.terms import Span
 
 __all__ = ["read_row", "restore_row", "token_bytes"]
 
@@ -23,8 +21,8 @@ def token_bytes(session: SessionRows, cost: PageCost) -> int:
         session: Whose.
         cost: What the engine stores.
     """
-    numbers = sum(math.prod(shape) for block in _each(session.blocks) for shape in cost.shapes.get(block, ()))
-    return numbers * cost.dtype.itemsize
+    shapes = [cost.shapes[block] for block in session.blocks.indices if block in cost.shapes]
+    return sum(shape.numbers for shape in shapes) * cost.dtype.itemsize
 
 
 def read_row(session: SessionRows, row: int, start: int, stop: int) -> list[torch.Tensor]:
@@ -41,7 +39,7 @@ def read_row(session: SessionRows, row: int, start: int, stop: int) -> list[torc
         UsageError: If a step has the rows, or the family keeps a cache of its own.
     """
     stored = _stored(session, row)
-    return [tensor for block in _each(session.blocks) for tensor in stored.read(block, start, stop)]
+    return [tensor for block in session.blocks.indices for tensor in stored.read(block, start, stop)]
 
 
 def restore_row(
@@ -66,7 +64,8 @@ def restore_row(
     if not cost.shapes:
         raise _own_cache()
     tokens = tensors[0].shape[1] if tensors and tensors[0].dim() == 3 else 0
-    due = [[heads, tokens, width] for block in _each(session.blocks) for heads, width in cost.shapes[block]]
+    shapes = [cost.shapes[block] for block in session.blocks.indices]
+    due = [[one.heads, tokens, width] for one in shapes for width in (one.key_width, one.value_width)]
     if not tokens or [list(one.shape) for one in tensors] != due or any(one.dtype != cost.dtype for one in tensors):
         raise UsageError(
             f"{len(tensors)} tensors, the first {list(tensors[0].shape) if tensors else []} of "
@@ -84,7 +83,7 @@ def restore_row(
         stored.commit(start)
     pairs = zip(tensors[::2], tensors[1::2], strict=True)
     with torch.inference_mode():
-        for block, (key_HTD, value_HTD) in zip(_each(session.blocks), pairs, strict=True):
+        for block, (key_HTD, value_HTD) in zip(session.blocks.indices, pairs, strict=True):
             stored.append(block, key_HTD.to(device), value_HTD.to(device))
     stored.commit(start + tokens)
 
@@ -100,7 +99,3 @@ def _stored(session: SessionRows, row: int) -> RowKV:
 
 def _own_cache() -> UsageError:
     return UsageError("this family keeps a cache of its own, which cannot be handed over; its tokens are replayed")
-
-
-def _each(blocks: Span) -> range:
-    return range(blocks.start, blocks.stop)

@@ -25,7 +25,7 @@ def check_prefix(adapter: Adapter | None, blocks: Span) -> None:
     """
     if adapter is None or not adapter.prefix_tokens:
         return
-    if bare := [block for block in range(blocks.start, blocks.stop) if block not in adapter.blocks]:
+    if bare := [block for block in blocks.indices if block not in adapter.blocks]:
         raise UsageError(f"blocks {bare} have no prefix, but others of {blocks} do; give all of them one, or none")
 
 

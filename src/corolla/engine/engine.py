@@ -79,7 +79,6 @@ class Engine:
     async def __aenter__(self) -> Self:
         """Settle how much KV there is, and start to compute."""
         self._cost = await anyio.to_thread.run_sync(page_cost, self.span)
-        await anyio.to_thread.run_sync(lambda: self.span.kv_shapes)
         kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
         self._pool = PagePool(max(1, int(kv_bytes // (self._cost.token_bytes * PAGE_TOKENS))))
         event(

@@ -1,19 +1,20 @@
 """What a span costs on this machine: bytes of free memory, bytes a token of KV, and tokens a second."""
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import torch
 
-from corolla.blocks import BlockSpan, PackedRow
+from corolla.blocks import BlockSpan, KVShape, PackedRow
 from corolla.cache import PAGE_TOKENS, RowKV
 from corolla.terms import Speed
 
 if TYPE_CHECKING:
     from corolla.engine.engine import Engine
 
-__all__ = ["ObservedSpeed", "PageCost", "free_bytes", "kv_bytes_per_token", "measure_speed", "page_cost"]
+__all__ = ["ObservedSpeed", "PageCost", "free_bytes", "measure_speed", "page_cost"]
 
 _PROMPT_TOKENS = 128
 _DECODE_STEPS = 50
@@ -75,18 +76,19 @@ class PageCost(NamedTuple):
 
     Args:
         token_bytes: Bytes in all blocks of a span.
-        shapes: For each block, the shapes ``[H, D]`` of a token's key and value; empty where blocks store otherwise.
+        shapes: What each block stores of a token; empty where rows cannot be read.
         dtype: Their number format.
     """
 
     token_bytes: float
-    shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]]
+    shapes: Mapping[int, KVShape]
     dtype: torch.dtype
 
 
 @torch.inference_mode()
 def page_cost(span: BlockSpan) -> PageCost:
     """Find out, by storing a page, what a token of KV takes."""
+    shapes = span.kv_shapes
     hidden_ND = torch.zeros(PAGE_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device)
     if not span.is_packable:
         cache = span.new_cache()
@@ -95,19 +97,9 @@ def page_cost(span: BlockSpan) -> PageCost:
     row = RowKV()
     span.forward_packed(hidden_ND, [PackedRow(0, PAGE_TOKENS, row)])
     row.commit(PAGE_TOKENS)
-    stored = {block: row.read(block, 0, 1) for block in row.blocks}
-    shapes = {
-        block: ((key.shape[0], key.shape[2]), (value.shape[0], value.shape[2]))
-        for block, (key, value) in stored.items()
-    }
-    dtypes = {tensor.dtype for pair in stored.values() for tensor in pair}
-    is_plain = len(shapes) == len(span.span) and len(dtypes) == 1
+    dtypes = {tensor.dtype for block in row.blocks for tensor in row.read(block, 0, 1)}
+    is_plain = len(row.blocks) == len(shapes) == len(span.span) and len(dtypes) == 1
     return PageCost(row.nbytes / PAGE_TOKENS, shapes if is_plain else {}, next(iter(dtypes), span.dtype))
-
-
-def kv_bytes_per_token(span: BlockSpan) -> float:
-    """Find out how many bytes of KV a token takes in all blocks of a span."""
-    return page_cost(span).token_bytes
 
 
 async def measure_speed(engine: "Engine") -> Speed:

@@ -353,7 +353,7 @@ def _next_server(servers: Sequence[Announcement], model: ModelId, blocks: int) -
     rate = layout.newcomer(usual).power / len(span)
     before = layout.rates() if servers else [0.0] * blocks
     after = [value + rate * (block in span) for block, value in enumerate(before)]
-    fills = sum(before[block] == 0 for block in range(span.start, span.stop))
+    fills = sum(before[block] == 0 for block in span.indices)
     return NextServer(span, fills, round(min(before), 2), round(min(after), 2))
 
 

@@ -35,7 +35,7 @@ def candidates(
         enter_s, block_s, leave_s = price(server, known.get(server.peer, guess))
         priced.append((block_s + (enter_s + leave_s) / (stop - start), start, stop, server))
     priced.sort(key=lambda one: one[0])
-    wanted = dict.fromkeys(range(demand.span.start, demand.span.stop), _PER_BLOCK)
+    wanted = dict.fromkeys(demand.span.indices, _PER_BLOCK)
     first_hops = _FIRST_HOPS
     chosen = []
     for _, start, stop, server in priced:

@@ -132,7 +132,7 @@ def uncovered(snapshot: Snapshot, demand: Demand) -> list[Span]:
     """List the parts of the demanded span that no usable server covers."""
     covered = {block for _, start, stop in offers(snapshot, demand) for block in range(start, stop)}
     gaps: list[Span] = []
-    for block in range(demand.span.start, demand.span.stop):
+    for block in demand.span.indices:
         if block in covered:
             continue
         if gaps and gaps[-1].stop == block:

@@ -186,7 +186,7 @@ def _sweep(
     present: list[Stay] = []
     reached: Way | None = None
     reached_s = [0.0]
-    for block in range(span.start, span.stop):
+    for block in span.indices:
         present = [stay for stay in present if stay.stop > block] + beginning.get(block, [])
         if not present:
             return None, reached_s

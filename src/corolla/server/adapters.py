@@ -125,7 +125,7 @@ class AdapterStore:
         """
         if hashes and len(hashes) != len(blocks):
             raise RemoteProtocolError(f"{len(hashes)} adapters were named for {len(blocks)} blocks")
-        wanted = {index: name for index, name in zip(range(blocks.start, blocks.stop), hashes, strict=False) if name}
+        wanted = {index: name for index, name in zip(blocks.indices, hashes, strict=False) if name}
         if not wanted:
             yield None
             return
@@ -139,8 +139,7 @@ class AdapterStore:
         adapter = Adapter({index: kept.adapter for index, kept in used.items()})
         for name, kept in zip(wanted.values(), used.values(), strict=True):
             kept.uses += 1
-            if name in self._kept:
-                self._kept[name] = self._kept.pop(name)
+            self._kept[name] = self._kept.pop(name)
         try:
             yield adapter
         finally:

@@ -114,8 +114,10 @@ class Server:
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         outlet = Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s)
-        self._handler = Handler(self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits)
-        self._handler.adapters = AdapterStore(config.adapter_bytes)
+        adapters = AdapterStore(config.adapter_bytes)
+        self._handler = Handler(
+            self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits, adapters=adapters
+        )
         self.metrics = ServerMetrics(self._handler.refused, lambda: self.relay_load)
         self._model: Model | None = None
         self._tenure: Tenure | None = None

@@ -16,14 +16,14 @@ import torch
 from anyio.abc import TaskGroup
 from msgspec import structs
 
-from corolla.codec import encode
+from corolla.codec import all_finite, count_not_finite, encode
 from corolla.engine import Engine, Result, SessionRows
 from corolla.errors import Error, NotFinite, PeerTimeout, RemoteProtocolError, SessionExpired, UsageError, ungrouped
 from corolla.replay import Log, replay_tokens
 from corolla.server.handover import Handover, take_over_rows
 from corolla.server.line import Line
 from corolla.server.outlet import FeedTo, Outlet
-from corolla.server.tensors import all_finite, check_finite, decode_tensors, encode_tensors
+from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
 from corolla.wire import (
@@ -219,7 +219,8 @@ class ServedSession:
             told = [output_ND, *tapped] if step.number else []
         else:
             await self._send_on(self._feed, step, output_ND, received.deadline_s)
-        load = Load(self.engine.load.free_tokens, self.engine.load.sessions)
+        busy = self.engine.load
+        load = Load(busy.free_tokens, busy.sessions)
         if told:
             metas, buffers = encode_tensors(told, self._opening.codec)
             await self.line.tell(Output(tensors=metas, timing=timing, number=step.number, load=load), buffers)
@@ -230,7 +231,7 @@ class ServedSession:
         (hidden_ND,) = decode_tensors(self.engine, (step.hidden,), received.payload, axes=2)
         taps = tuple(block for block in step.taps if block in self._opening.span)
         if not all_finite([hidden_ND]):
-            count = int((~hidden_ND.isfinite()).sum())
+            count = count_not_finite([hidden_ND])
             raise NotFinite(f"{count} of {hidden_ND.numel()} numbers of step {step.number} are nan or infinite")
         try:
             with anyio.fail_after(received.deadline_s):

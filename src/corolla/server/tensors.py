@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from corolla.blocks import Adapter
-from corolla.codec import decode, encode
+from corolla.codec import all_finite, count_not_finite, decode, encode
 from corolla.engine import Engine
 from corolla.errors import InternalError, UsageError
 from corolla.wire import Buffer, TensorMeta, split_payload
 
-__all__ = ["all_finite", "check_finite", "decode_tensors", "encode_tensors"]
+__all__ = ["check_finite", "decode_tensors", "encode_tensors"]
 
 
 def decode_tensors(
@@ -58,7 +58,7 @@ def check_finite(
     """
     if all_finite(outputs) or not all_finite(inputs):
         return
-    count = sum(int((~tensor.isfinite()).sum()) for tensor in outputs)
+    count = count_not_finite(outputs)
     if adapter is not None:
         raise UsageError(
             f"blocks {engine.span.span} made {count} numbers that are nan or infinite, with the adapter of blocks "
@@ -68,11 +68,6 @@ def check_finite(
         f"blocks {engine.span.span} in {engine.span.dtype} made {count} numbers that are nan or infinite; a server of "
         "another precision may not"
     )
-
-
-def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Say whether no number is nan or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def encode_tensors(tensors: Sequence[torch.Tensor], codec: str) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:

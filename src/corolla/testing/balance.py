@@ -179,7 +179,7 @@ class SimulatedSwarm:
         rates = [0.0] * len(self._sizes)
         for server in self.online:
             span = server.claim.span
-            for block in range(span.start, span.stop):
+            for block in span.indices:
                 rates[block] += server.power / self._sizes.between(span.start, span.stop)
         return min(rates)
 
@@ -210,7 +210,7 @@ class SimulatedSwarm:
             return
         self.moves += 1
         online = [other.claim.span for other in self.online if other is not server]
-        self.holes_opened += sum(not any(block in span for span in online) for block in range(here.start, here.stop))
+        self.holes_opened += sum(not any(block in span for span in online) for block in here.indices)
         self._say(server, state="draining", span=here, next_span=move.span)
         self._at(self._pace.drain_s, lambda: self._say(server, state="joining", span=move.span))
         self._at(self._pace.drain_s + self._load_s(move.span), lambda: self._arrive(server))

@@ -10,7 +10,7 @@ import torch
 
 from corolla.cache import PAGE_TOKENS
 from corolla.engine import Engine, EngineConfig, Sequences
-from corolla.engine.measure import kv_bytes_per_token
+from corolla.engine.measure import page_cost
 from corolla.errors import CacheFull, ContextTooLong, InternalError, PeerBusy, SessionClosed, UsageError
 from corolla.terms import Span
 
@@ -22,7 +22,7 @@ both_paths = pytest.mark.parametrize("span", ["llama", "bloom"], indirect=True)
 
 @pytest.fixture
 def make_engine(span):
-    token_bytes = kv_bytes_per_token(span)
+    token_bytes = page_cost(span).token_bytes
 
     def make(*, pages=100, **limits):
         kv_bytes = int(pages * PAGE_TOKENS * token_bytes)
