@@ -7,7 +7,10 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
+from corolla.monitor import MonitorConfig, observing
+from corolla.swarm import SwarmConfig
 from corolla.testing import LocalSwarm, ServerProcess, save_tiny_model
 
 pytest.importorskip("fastapi", reason="needs corolla[monitor]")
@@ -133,6 +136,16 @@ def test_the_api_tells_programs_the_same_and_no_address(swarm, url):
     assert f'corolla_swarm_blocks{{gen_ai_request_model="tiny-llama@{model["model"][:12]}"}} 4.0'.encode() in get(
         f"{url}metrics"
     )
+
+
+def test_whoever_watches_is_shown_the_servers_from_the_first_moment_on(swarm):
+    async def watch():
+        async with observing(SwarmConfig(), [swarm.address], MonitorConfig()) as observer:
+            return observer.picture
+
+    with start_blocking_portal() as portal:  # the browser's event loop is this thread's
+        (model,) = portal.call(watch).models
+    assert model.counts[2] >= 2
 
 
 def test_servers_answer_prometheus_as_well(swarm):

@@ -184,6 +184,8 @@ async def observing(swarm: SwarmConfig, peers: Sequence[str], config: MonitorCon
     history = History(config.database, keep_s=config.keep_s, max_changes=config.max_events)
     async with history, watching(swarm, peers) as (endpoint, watcher), anyio.create_task_group() as tasks:
         observer = Observer(watcher, Pings(endpoint), history, config)
+        drawn = observer.changed
         tasks.start_soon(observer.run)
+        await drawn.wait()  # nobody is to be shown a swarm without servers because it was not looked at yet
         yield observer
         tasks.cancel_scope.cancel()
