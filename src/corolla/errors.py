@@ -291,7 +291,7 @@ class PeerStranger(PeerError):
 
 
 class SessionExpired(PeerError):
-    """The peer has given a session up whose lease had ended; it may well take another one."""
+    """The peer has given up a session whose lease had ended, or what a step needs of one; it may take another one."""
 
     code = "session_expired"
     http_status = 503

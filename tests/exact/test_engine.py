@@ -12,6 +12,7 @@ from corolla.blocks import GrowingKV, PackedRow, build_tiny, split_model
 from corolla.blocks.zoo import default_config
 from corolla.cache import PAGE_TOKENS
 from corolla.engine import Engine, EngineConfig, Sequences
+from corolla.errors import SessionExpired, UsageError
 from corolla.terms import Span
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +177,25 @@ async def test_a_row_alone_is_equal_to_the_packed_path_over_another_store(span, 
             with torch.inference_mode():
                 expected_ND, _ = span.forward_packed(hidden_ND[start:stop], [PackedRow(start, stop - start, kv)])
             assert torch.equal(result.tensors[0], expected_ND)
+        engine.close_session(session)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+async def test_windows_keep_what_they_see_and_what_may_be_taken_back(span, family):
+    hidden_ND = torch.randn(700, span.hidden_size, generator=torch.Generator().manual_seed(4))
+    alone = Alone(span, SERVED, 1)
+    steps = [(0, 600), (600, 601), (420, 440), (440, 441), (441, 700), (0, 30)]
+    expected = [alone.step(hidden_ND[start:stop], None, (start,), (stop - start,), ())[0] for start, stop in steps]
+    async with Engine(span, EngineConfig(kv_bytes=1 << 26), context_tokens=1024) as engine:
+        session = engine.open_session(SERVED, 1, 700)
+        for (start, stop), expected_ND in zip(steps, expected, strict=True):
+            result = await engine.step(session, hidden_ND[start:stop], starts=(start,), counts=(stop - start,))
+            assert distance(result.tensors[0], expected_ND) <= TOLERANCE
+            if start == 600:
+                with pytest.raises(SessionExpired, match=r"should keep \[300\] tokens"):
+                    await engine.step(session, hidden_ND[300:301], starts=(300,), counts=(1,))
+                with pytest.raises(UsageError, match="have let go"):
+                    engine.read(session, 0, 500, 501)
         engine.close_session(session)
 
 

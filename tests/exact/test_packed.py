@@ -11,6 +11,7 @@ import torch
 
 from corolla.blocks import FAMILIES, GrowingKV, PackedRow, build_tiny, check_family, split_model
 from corolla.blocks.zoo import default_config, tiny_config
+from corolla.cache import RowKV
 from corolla.errors import UnsupportedModel, UsageError
 from corolla.terms import Span
 
@@ -157,7 +158,7 @@ def test_decoding_reads_the_stored_tokens_where_they_are():
 
     class Fixed:
         def append(self, block, key_HTD, value_HTD):
-            return stored
+            return (stored,)
 
     row = PackedRow(511, 1, Fixed())
     token_ND = torch.randn(1, span.hidden_size)
@@ -166,6 +167,48 @@ def test_decoding_reads_the_stored_tokens_where_they_are():
         span.forward_packed(token_ND, [row])
     largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
     assert largest < stored[0].nbytes / 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (5, 1, 3), (20, 1, 17)], ids=str)
+@torch.inference_mode()
+def test_rows_that_share_their_beginning_get_what_each_gets_alone(family, counts):
+    (span,) = split_model(build_tiny(default_config(family)), [Span(0, 4)], is_packable=True)
+    shared, *own = torch.randn(600 + 2 * sum(counts), span.hidden_size).split((600, *counts, *counts))
+    first, alone = RowKV(windows=span.windows), [GrowingKV(), GrowingKV()]
+    for kv in (first, *alone):
+        span.forward_packed(shared, [PackedRow(0, 600, kv)])
+    first.commit(600)
+    begin = max(500, first.shortest)
+    rows = [first, first.fork(begin)]
+    assert rows[1].shared_tokens == begin
+    alone[1].stored = {block: tuple(part[:, :begin] for part in pair) for block, pair in alone[1].stored.items()}
+    for step, count in enumerate(counts):
+        pieces = [own[step], own[len(counts) + step]]
+        packed = [PackedRow(row.length, count, row) for row in rows]
+        found_ND, _ = span.forward_packed(torch.cat(pieces), packed)
+        for row, kv, piece_ND, found in zip(rows, alone, pieces, found_ND.split(count), strict=True):
+            expected_ND, _ = span.forward_packed(piece_ND, [PackedRow(row.length, count, kv)])
+            assert distance(found, expected_ND) < TOLERANCE
+            row.commit(row.length + count)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_shared_beginning_in_half_precision_is_as_near_to_the_truth_as_one_of_its_own(dtype):
+    (truth,) = split_model(build_tiny(tiny_config("qwen3")), [Span(0, 4)], is_packable=True)
+    (half,) = split_model(build_tiny(tiny_config("qwen3")).to(dtype), [Span(0, 4)], is_packable=True)
+    hidden_ND = torch.randn(601, truth.hidden_size).to(dtype)
+
+    def run(span, *, shares):
+        row = RowKV()
+        span.forward_packed(hidden_ND[:600].to(span.dtype), [PackedRow(0, 600, row)])
+        row.commit(600)
+        kv = row.fork() if shares else row
+        return span.forward_packed(hidden_ND[600:].to(span.dtype), [PackedRow(600, 1, kv)])[0].float()
+
+    expected_ND = run(truth, shares=False)
+    assert distance(run(half, shares=True), expected_ND) < 1.5 * distance(run(half, shares=False), expected_ND)
 
 
 @torch.inference_mode()

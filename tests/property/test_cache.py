@@ -2,6 +2,9 @@
 
 # H heads, T new tokens, L stored tokens, D head width
 
+import mmap
+
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,76 +85,105 @@ def test_integrity_notices_a_page_with_two_owners():
 
 HEADS, KEY_WIDTH, VALUE_WIDTH = 2, 3, 1
 BLOCKS = (4, 9)
+WINDOW = 70
 
 
-class Model:
-    """A row as two plain lists of tokens for each block."""
-
-    def __init__(self, tokens=None):
-        self.tokens = tokens or {block: [] for block in BLOCKS}
-
-    def fork(self):
-        return Model({block: list(tokens) for block, tokens in self.tokens.items()})
+def random_tokens(tokens):
+    return torch.randn(HEADS, tokens, KEY_WIDTH), torch.randn(HEADS, tokens, VALUE_WIDTH)
 
 
-def stacked(tokens, width, part):
-    return torch.stack([pair[part] for pair in tokens], dim=1) if tokens else torch.empty(HEADS, 0, width)
+def joined(pieces):
+    return tuple(torch.cat(parts, 1) for parts in zip(*pieces, strict=True))
 
 
-def step(row, model, tokens, blocks, keep):
-    """Append new tokens in some blocks, compare what comes back, and commit if all blocks were run."""
-    for block in blocks:
-        new = [(torch.randn(HEADS, KEY_WIDTH), torch.randn(HEADS, VALUE_WIDTH)) for _ in range(tokens)]
-        keys_HLD, values_HLD = row.append(block, stacked(new, KEY_WIDTH, 0), stacked(new, VALUE_WIDTH, 1))
-        expected = model.tokens[block][: row.length] + new
-        assert torch.equal(keys_HLD, stacked(expected, KEY_WIDTH, 0))
-        assert torch.equal(values_HLD, stacked(expected, VALUE_WIDTH, 1))
-        if len(blocks) == len(BLOCKS):
-            model.tokens[block] = expected
-    if len(blocks) == len(BLOCKS):
-        row.commit(row.length + tokens)
-    else:  # the step failed half-way
-        row.commit(keep)
-        model.tokens = {block: stored[:keep] for block, stored in model.tokens.items()}
+class Rows:
+    """Rows that share what they have in common, beside plain tensors of each; ``windows`` says what blocks see."""
 
+    def __init__(self, windows):
+        self.windows = windows
+        self.rows = [RowKV(200, windows)]
+        self.models = [{block: random_tokens(0) for block in BLOCKS}]
 
-def check(row, model):
-    """Compare a row with its model; it takes exactly the pages of its tokens."""
-    assert row.length == len(model.tokens[BLOCKS[0]])
-    numbers = len(row._stored) * HEADS * (KEY_WIDTH + VALUE_WIDTH) * pages_for(row.length) * PAGE_TOKENS
-    assert row.nbytes == 4 * numbers
-    for block, (keys_HLD, values_HLD) in row._stored.items():
-        assert torch.equal(keys_HLD[:, : row.length], stacked(model.tokens[block], KEY_WIDTH, 0))
-        assert torch.equal(values_HLD[:, : row.length], stacked(model.tokens[block], VALUE_WIDTH, 1))
+    def step(self, which, tokens, *, fails=False):
+        """Append new tokens in some blocks, compare what comes back, and commit if all blocks were run."""
+        row, model = self.rows[which], self.models[which]
+        for block in BLOCKS[:1] if fails else BLOCKS:
+            new = random_tokens(tokens)
+            found = joined(row.append(block, *new))
+            expected = joined([model[block], new])
+            seen = min(self.windows.get(block, row.length) + tokens, row.length + tokens)
+            assert all(torch.equal(one[:, -seen:], due[:, -seen:]) for one, due in zip(found, expected, strict=True))
+            if not fails:
+                model[block] = expected
+        row.commit(row.length if fails else row.length + tokens)
+
+    def rewind(self, which, share):
+        """Take a row back as far as its windows allow, or to nothing."""
+        row = self.rows[which]
+        length = int(share * row.length)
+        length = length if length >= row.shortest else 0
+        row.commit(length)
+        self.models[which] = {
+            block: (keys[:, :length], values[:, :length]) for block, (keys, values) in self.models[which].items()
+        }
+
+    def fork(self, which, share):
+        """Let another row begin as one does."""
+        row = self.rows[which]
+        length = max(int(share * row.length), row.shortest)
+        self.rows.append(row.fork(length))
+        self.models.append(dict(self.models[which]))
+        self.rewind(-1, 1.0)
+        self.models[-1] = {block: tuple(part[:, :length] for part in pair) for block, pair in self.models[-1].items()}
+
+    def leave(self, which):
+        """Drop a row that others may share a part of."""
+        if len(self.rows) > 1:
+            self.rows.pop(which).leave()
+            self.models.pop(which)
+
+    def check(self):
+        """Compare all rows with what they are to hold, without disturbing them."""
+        for row, model in zip(self.rows, self.models, strict=True):
+            assert row.length == model[BLOCKS[0]][0].shape[1]
+            if row.length and not row.shortest:
+                for block in BLOCKS:
+                    assert all(
+                        torch.equal(one, due)
+                        for one, due in zip(row.read(block, 0, row.length), model[block], strict=True)
+                    )
+            else:
+                assert row.length == 0 or row.shortest <= row.length
+            token_bytes = 4 * HEADS * (KEY_WIDTH + VALUE_WIDTH)
+            own_pages = pages_for(row.length - row.shared_tokens)
+            assert row.nbytes <= len(row.blocks) * token_bytes * own_pages * PAGE_TOKENS
+            if not row.shortest and not row.shared_tokens:
+                assert row.nbytes in (0, *(n * token_bytes * own_pages * PAGE_TOKENS for n in (1, len(BLOCKS))))
 
 
 ACTIONS = st.one_of(
-    st.tuples(st.just("step"), st.integers(1, 150)),
+    st.tuples(st.just("step"), st.integers(1, 400)),
     st.tuples(st.just("fail"), st.integers(1, 150)),
     st.tuples(st.just("rewind"), st.floats(0, 1)),
-    st.tuples(st.just("fork"), st.just(0)),
+    st.tuples(st.just("fork"), st.floats(0, 1)),
+    st.tuples(st.just("leave"), st.just(0)),
 )
 
 
-@given(actions=st.lists(st.tuples(ACTIONS, st.integers(0, 3)), max_size=12))
+@given(actions=st.lists(st.tuples(ACTIONS, st.integers(0, 5)), max_size=16), windows=st.sampled_from([{}, {9: WINDOW}]))
 @torch.inference_mode()
-def test_rows_are_what_was_committed_to_them(actions):
+def test_rows_are_what_was_committed_to_them_whatever_they_share(actions, windows):
     torch.manual_seed(0)
-    rows = [(RowKV(), Model())]
+    rows = Rows(windows)
     for (action, amount), which in actions:
-        row, model = rows[which % len(rows)]
-        if action == "step":
-            step(row, model, amount, BLOCKS, row.length)
-        elif action == "fail":
-            step(row, model, amount, BLOCKS[:1], row.length)
-        elif action == "rewind":
-            length = int(amount * row.length)
-            row.commit(length)
-            model.tokens = {block: tokens[:length] for block, tokens in model.tokens.items()}
+        which %= len(rows.rows)
+        if action == "fail":
+            rows.step(which, amount, fails=True)
         else:
-            rows.append((row.fork(), model.fork()))
-        for one in rows:
-            check(*one)
+            getattr(rows, action)(which, *[amount][: action != "leave"])
+        rows.check()
+    for which in range(len(rows.rows)):
+        rows.step(which, 3)
 
 
 def test_a_row_never_shows_memory_that_nobody_wrote():
@@ -162,3 +194,25 @@ def test_a_row_never_shows_memory_that_nobody_wrote():
     row.commit(5)
     with pytest.raises(AssertionError):
         row.append(1, torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+
+
+def resident_bytes():
+    return psutil.Process().memory_info().rss
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system takes no memory back")
+def test_memory_is_taken_as_tokens_come_and_given_back_as_they_leave():
+    token_bytes, tokens = 2 * 4 * 64 * 2 * 4, 16_384
+    row, before_bytes = RowKV(2 * tokens), resident_bytes()
+    new = torch.ones(4, PAGE_TOKENS, 64), torch.ones(4, PAGE_TOKENS, 64)
+    slack_bytes = 8 << 20
+    for _ in range(tokens // PAGE_TOKENS):
+        for block in range(2):
+            row.append(block, *new)
+        row.commit(row.length + PAGE_TOKENS)
+        if row.length == PAGE_TOKENS:
+            assert resident_bytes() - before_bytes < slack_bytes
+    assert row.nbytes == token_bytes * tokens
+    assert token_bytes * tokens / 2 < resident_bytes() - before_bytes < token_bytes * tokens + slack_bytes
+    row.commit(PAGE_TOKENS)
+    assert resident_bytes() - before_bytes < slack_bytes

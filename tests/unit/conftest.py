@@ -30,7 +30,7 @@ def cut(family, span):
     from corolla.blocks import split_model
     from corolla.terms import Span
 
-    return split_model(tiny(family), [Span.parse(span)], is_packable=family == "llama")[0]
+    return split_model(tiny(family), [Span.parse(span)], is_packable=family in ("llama", "mistral"))[0]
 
 
 async def lie(gossip, answer, channel):
@@ -91,7 +91,16 @@ class Hosts:
 
     @asynccontextmanager
     async def host(
-        self, span="0:4", *, family="llama", lease_s=60.0, is_loaded=True, pages=1000, answer=None, resume_s=0.2
+        self,
+        span="0:4",
+        *,
+        family="llama",
+        lease_s=60.0,
+        is_loaded=True,
+        pages=1000,
+        answer=None,
+        resume_s=0.2,
+        context_tokens=CONTEXT_TOKENS,
     ):
         import random
 
@@ -108,7 +117,7 @@ class Hosts:
         config = EngineConfig(threads=1, kv_bytes=int(pages * PAGE_TOKENS * cost.token_bytes))
         async with (
             self.endpoint() as endpoint,
-            Engine(blocks, config, context_tokens=CONTEXT_TOKENS) as engine,
+            Engine(blocks, config, context_tokens=context_tokens) as engine,
             anyio.create_task_group() as tasks,
         ):
             contacts = Contacts([host.address for host in self.all[:1]])

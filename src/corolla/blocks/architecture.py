@@ -25,6 +25,7 @@ __all__ = [
     "load_config",
     "model_class",
     "num_blocks",
+    "stretched_ropes",
     "text_config",
 ]
 
@@ -159,3 +160,20 @@ def _find_blocks(model: PreTrainedModel) -> tuple[PreTrainedModel, str]:
     raise UnsupportedModel(
         f"{type(model).__name__} does not keep its {count} blocks in one list, so it cannot be cut into spans"
     )
+
+
+def stretched_ropes(config: PreTrainedConfig) -> list[tuple[int, bool]]:
+    """The rotary tables that depend on a sequence's length: from which length on, and whether with every token.
+
+    "longrope" has a second table for long sequences, "dynamic" one for every length; see transformers'
+    ``modeling_rope_utils``.
+    """
+    ropes: Any = getattr(config, "rope_parameters", None) or {}
+    found = []
+    for rope in ropes.values() if any(isinstance(value, dict) for value in ropes.values()) else [ropes]:
+        kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+        if kind == "longrope":
+            found.append((int(rope["original_max_position_embeddings"]), False))
+        elif "dynamic" in kind:
+            found.append((int(config.max_position_embeddings), True))
+    return found

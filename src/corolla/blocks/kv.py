@@ -21,7 +21,7 @@ __all__ = ["GrowingKV", "KVShape", "KVView", "PackedRow"]
 class KVView(Protocol):
     """One row's keys and values, for as many blocks as the row visits."""
 
-    def append(self, block: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, block: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Store the new tokens' keys and values and hand back all of the row's.
 
         Args:
@@ -30,7 +30,8 @@ class KVView(Protocol):
             value_HTD: The new values.
 
         Returns:
-            ``key_HLD, value_HLD``: everything stored for this row and block, the new tokens last; best without copying.
+            ``key_HLD, value_HLD`` of everything stored for this row and block, in consecutive pieces, the new tokens at
+            the end of the last; best one piece, and without copying. What the block cannot see any more may be missing.
         """
         ...
 
@@ -81,14 +82,14 @@ class GrowingKV:
 
     stored: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def append(self, block: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, block: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Store the new tokens and hand back all; see :meth:`KVView.append`."""
         if block in self.stored:
             key_HLD, value_HLD = self.stored[block]
             self.stored[block] = (torch.cat((key_HLD, key_HTD), 1), torch.cat((value_HLD, value_HTD), 1))
         else:
             self.stored[block] = (key_HTD.clone(), value_HTD.clone())
-        return self.stored[block]
+        return (self.stored[block],)
 
     def shapes(self, blocks: Sequence[int]) -> tuple[KVShape | None, ...]:
         """What one token of each block stores; ``None`` for a block that stored nothing."""

@@ -35,6 +35,12 @@ __all__ = [
 ATTENTION_NAME = "corolla_packed"
 """The name of the packed attention in transformers' ``AttentionInterface``."""
 
+Piece = tuple[Tensor, Tensor]
+"""Keys and values ``[K, L, D]`` of consecutive tokens."""
+
+_FEW_TOKENS = 16
+"""So few new tokens attend to pieces one by one; for more, joining these costs little beside the rest."""
+
 _NOT_HONOURED = ("block_indices", "indices", "position_bias", "sinks")
 
 
@@ -43,6 +49,11 @@ class _Reach(NamedTuple):
 
     window: int | None = None
     chunk: int | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        """The most tokens that it sees; ``None`` for all."""
+        return self.window or self.chunk
 
     def first_seen(self, position: int) -> int:
         """The earliest position that a token at ``position`` attends to."""
@@ -198,20 +209,41 @@ def attend(
     Returns:
         What was attended to, ``[N, H, D]``.
     """
-    reach = attention.reach
-    is_scored = attention.softcap is not None or attention.sinks_H is not None
     counts = [row.count for row in batch.rows]
-    pieces = zip(*(tensor.split(counts, dim=1) for tensor in (query_HND, key_KND, value_KND)), strict=True)
+    parts = zip(*(tensor.split(counts, dim=1) for tensor in (query_HND, key_KND, value_KND)), strict=True)
     outputs_THD = []
-    for index, (row, (query_HTD, key_KTD, value_KTD)) in enumerate(zip(batch.rows, pieces, strict=True)):
-        key_KLD, value_KLD = row.kv.append(attention.block, key_KTD, value_KTD)
+    for index, (row, (query_HTD, key_KTD, value_KTD)) in enumerate(zip(batch.rows, parts, strict=True)):
+        pieces = row.kv.append(attention.block, key_KTD, value_KTD)
+        if first := attention.reach.first_seen(row.start):
+            pieces = _last(pieces, row.start + row.count - first)
+        if len(pieces) > 1 and (expand is not None or not _can_be_in_pieces(row, attention.reach)):
+            pieces = (_joined(pieces),)
         if expand is not None:
-            key_KLD, value_KLD = (tensor[0] for tensor in expand(key_KLD[None], value_KLD[None]))
-        if first := reach.first_seen(row.start):
-            key_KLD, value_KLD = key_KLD[:, first:], value_KLD[:, first:]
-        view = _RowView(batch, index, reach, query_HTD, key_KLD, value_KLD)
-        outputs_THD.append(_attend_by_scores(view, attention) if is_scored else _attend_fused(view, attention.scaling))
+            ((key_KLD, value_KLD),) = pieces
+            expanded = expand(key_KLD[None], value_KLD[None])
+            pieces = ((expanded[0][0], expanded[1][0]),)
+        outputs_THD.append(_attend_row(_RowView(batch, index, attention.reach, query_HTD, pieces), attention))
     return outputs_THD[0] if len(outputs_THD) == 1 else torch.cat(outputs_THD)
+
+
+def _can_be_in_pieces(row: PackedRow, reach: _Reach) -> bool:
+    """Say whether a row's tokens can attend to pieces one by one: all of them see all but the last."""
+    return row.count == 1 or (row.count <= _FEW_TOKENS and reach == _Reach())
+
+
+def _last(pieces: Sequence[Piece], tokens: int) -> tuple[Piece, ...]:
+    """Take so many tokens from the end."""
+    kept: list[Piece] = []
+    for key_KLD, value_KLD in reversed(pieces):
+        if tokens > 0:
+            kept.append((key_KLD[:, -tokens:], value_KLD[:, -tokens:]))
+        tokens -= key_KLD.shape[1]
+    return tuple(reversed(kept))
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    keys, values = zip(*pieces, strict=True)
+    return torch.cat(keys, 1), torch.cat(values, 1)
 
 
 def _refuse_expansion(*_: Tensor) -> Any:
@@ -225,23 +257,22 @@ class _RowView(NamedTuple):
     row_index: int
     reach: _Reach
     query_HTD: Tensor
-    key_KLD: Tensor
-    value_KLD: Tensor
+    pieces: Sequence[Piece]
 
     @property
     def folded_KTD(self) -> Tensor:
         """The queries that share a key head, one after the other: so keys and values need no copies for them."""
-        return self.query_HTD.reshape(self.key_KLD.shape[0], -1, self.query_HTD.shape[2])
+        return self.query_HTD.reshape(self.pieces[-1][0].shape[0], -1, self.query_HTD.shape[2])
 
     @property
     def groups(self) -> int:
-        return self.query_HTD.shape[0] // self.key_KLD.shape[0]
+        return self.query_HTD.shape[0] // self.pieces[-1][0].shape[0]
 
     def mask_TL(self) -> Tensor | None:
         """Which keys the folded queries may see; ``None`` for all."""
         if self.batch.rows[self.row_index].count == 1:
             return None
-        return self.batch.mask_TL(self.row_index, self.reach, self.groups, self.key_KLD.device)
+        return self.batch.mask_TL(self.row_index, self.reach, self.groups, self.query_HTD.device)
 
     def is_prompt(self) -> bool:
         """Whether the row is a whole prompt, within reach of its last token: the mask that kernels know as causal."""
@@ -249,27 +280,59 @@ class _RowView(NamedTuple):
         return row.start == 0 and row.count > 1 and self.reach.first_seen(row.count - 1) == 0
 
 
+def _attend_row(view: _RowView, attention: Attention) -> Tensor:
+    if attention.softcap is not None or attention.sinks_H is not None:
+        return _attend_by_scores(view, attention)
+    if len(view.pieces) == 1:
+        return _attend_fused(view, attention.scaling)
+    key_KLD, value_KLD = view.pieces[-1]
+    has_kernel = key_KLD.device.type == "cpu" and key_KLD.shape[2] == value_KLD.shape[2]
+    return _attend_in_turn(view, attention) if has_kernel else _attend_by_scores(view, attention)
+
+
 def _attend_fused(view: _RowView, scaling: float | None) -> Tensor:
+    ((key_KLD, value_KLD),) = view.pieces
     if view.is_prompt():
         output_1HTD = scaled_dot_product_attention(
             view.query_HTD[None],
-            view.key_KLD[None],
-            view.value_KLD[None],
+            key_KLD[None],
+            value_KLD[None],
             is_causal=True,
             scale=scaling,
             enable_gqa=view.groups > 1,
         )
         return output_1HTD[0].transpose(0, 1)
     output_1KTD = scaled_dot_product_attention(
-        view.folded_KTD[None], view.key_KLD[None], view.value_KLD[None], attn_mask=view.mask_TL(), scale=scaling
+        view.folded_KTD[None], key_KLD[None], value_KLD[None], attn_mask=view.mask_TL(), scale=scaling
     )
     return _unfold(output_1KTD[0], view)
+
+
+def _attend_in_turn(view: _RowView, attention: Attention) -> Tensor:
+    """Attend to each piece by itself, and weigh what comes of them by how much of all attention each would have had.
+
+    That is the sum of exponentials that the kernel of a CPU gives besides its output (arXiv 2205.14135, section 3.1).
+    """
+    query_1KTD, mask_TL = view.folded_KTD[None], view.mask_TL()
+    outputs_KTD, sums_KT = [], []
+    for key_KLD, value_KLD in view.pieces:
+        seen = None if mask_TL is None or key_KLD is not view.pieces[-1][0] else mask_TL[:, -key_KLD.shape[1] :]
+        bias = None if seen is None else torch.zeros_like(seen, dtype=query_1KTD.dtype).masked_fill_(~seen, -torch.inf)
+        output_1KTD, sum_1KT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_1KTD, key_KLD[None], value_KLD[None], attn_mask=bias, scale=attention.scaling
+        )
+        outputs_KTD.append(output_1KTD[0])
+        sums_KT.append(sum_1KT[0])
+    weights_PKT1 = torch.softmax(torch.stack(sums_KT), dim=0)[..., None]
+    output_KTD = (torch.stack(outputs_KTD) * weights_PKT1).sum(0)
+    return _unfold(output_KTD.to(query_1KTD.dtype), view)
 
 
 def _attend_by_scores(view: _RowView, attention: Attention) -> Tensor:
     # Capped scores and attention sinks: no fused kernel of torch has them.
     query_KTD, softcap, sinks_H = view.folded_KTD, attention.softcap, attention.sinks_H
-    scores_KTL = query_KTD @ view.key_KLD.transpose(1, 2)
+    scores = [query_KTD @ key_KLD.transpose(1, 2) for key_KLD, _ in view.pieces]
+    scores_KTL = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     scores_KTL *= attention.scaling or 1 / math.sqrt(query_KTD.shape[2])
     if softcap is not None:
         scores_KTL = torch.tanh(scores_KTL / softcap) * softcap
@@ -280,7 +343,11 @@ def _attend_by_scores(view: _RowView, attention: Attention) -> Tensor:
         sinks_KT1 = sinks_H.reshape(scores_KTL.shape[0], -1, 1).repeat_interleave(view.query_HTD.shape[1], dim=1)
         scores_KTL = torch.cat((scores_KTL, sinks_KT1.to(scores_KTL.dtype)), dim=-1)
     weights_KTL = torch.softmax(scores_KTL, dim=-1, dtype=torch.float32).to(query_KTD.dtype)
-    return _unfold(weights_KTL[..., : view.key_KLD.shape[1]] @ view.value_KLD, view)
+    outputs, offset = [], 0
+    for _, value_KLD in view.pieces:
+        outputs.append(weights_KTL[..., offset : offset + value_KLD.shape[1]] @ value_KLD)
+        offset += value_KLD.shape[1]
+    return _unfold(outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0), view)
 
 
 def _unfold(output_KTD: Tensor, view: _RowView) -> Tensor:

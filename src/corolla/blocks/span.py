@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from corolla.blocks.adapters import Adapter, Addition, Alone, BlockAdapter, RowAdapters, adding, check_fits
-from corolla.blocks.architecture import hidden_size, num_blocks, text_config
+from corolla.blocks.architecture import hidden_size, num_blocks, stretched_ropes, text_config
 from corolla.blocks.kv import GrowingKV, KVShape, PackedRow
 from corolla.blocks.lean import LeanBlock, Rotation
-from corolla.blocks.packing import ATTENTION_NAME, PackedBatch, PassingCache, register_attention, run_batch
+from corolla.blocks.packing import ATTENTION_NAME, Attention, PackedBatch, PassingCache, register_attention, run_batch
 from corolla.blocks.prefix import PrefixCache
 from corolla.blocks.products import FrozenLayer
 from corolla.blocks.session_cache import SessionCache
@@ -75,7 +75,7 @@ class BlockSpan(nn.Module):
         self._base = self._shell.decoder  # registered, so that its buffers move along with the blocks
         self.blocks = self._shell.blocks
         self._attention_configs = _attention_configs(self._shell.decoder, self.blocks)
-        self._stretched = _stretched_ropes(text_config(self.config))
+        self._stretched = stretched_ropes(text_config(self.config))
         self.can_rewind = self.new_cache().can_rewind
         self.eval().requires_grad_(False)
         register_attention()
@@ -134,6 +134,22 @@ class BlockSpan(nn.Module):
             if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == values.dim() == 4
         }
 
+    @cached_property
+    def windows(self) -> dict[int, int]:
+        """How many tokens each block sees that does not see all of a row; only of packable families."""
+        seen = self._attention if self.is_packable else {}
+        reaches = {index: attention.reach.tokens for index, attention in seen.items()}
+        return {index: tokens for index, tokens in reaches.items() if tokens is not None}
+
+    @cached_property
+    def _attention(self) -> dict[int, Attention]:
+        """How each block attends; the first time, a token is sent through them to see it."""
+        batch = PackedBatch([PackedRow(0, 1, GrowingKV())])
+        probe_ND = torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device)
+        with torch.inference_mode():
+            self._run_blocks(probe_ND, self.span, batch, ())
+        return batch.visited
+
     def check_adapter(self, index: int, adapter: BlockAdapter) -> None:
         """Refuse what cannot be added to a block.
 
@@ -166,12 +182,9 @@ class BlockSpan(nn.Module):
 
         A token is sent through the blocks once, to see how each of them attends.
         """
-        batch = PackedBatch([PackedRow(0, 1, GrowingKV())])
-        probe_ND = torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device)
-        with torch.inference_mode():
-            self._run_blocks(probe_ND, self.span, batch, ())
+        attention = self._attention
         indices = self.span.indices
-        self._lean = [LeanBlock(block, batch.visited[index]) for index, block in zip(indices, self.blocks, strict=True)]
+        self._lean = [LeanBlock(block, attention[index]) for index, block in zip(indices, self.blocks, strict=True)]
 
     def new_cache(self) -> SessionCache:
         """An empty cache for one session on the exact path."""
@@ -375,20 +388,3 @@ def _attention_configs(*modules: nn.Module) -> list[Any]:
         id(config): config for top in modules for part in top.modules() if (config := getattr(part, "config", None))
     }
     return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
-
-
-def _stretched_ropes(config: PreTrainedConfig) -> list[tuple[int, bool]]:
-    """The rotary tables that depend on a sequence's length: from which length on, and whether with every token.
-
-    "longrope" has a second table for long sequences, "dynamic" one for every length; see transformers'
-    ``modeling_rope_utils``.
-    """
-    ropes: Any = getattr(config, "rope_parameters", None) or {}
-    found = []
-    for rope in ropes.values() if any(isinstance(value, dict) for value in ropes.values()) else [ropes]:
-        kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
-        if kind == "longrope":
-            found.append((int(rope["original_max_position_embeddings"]), False))
-        elif "dynamic" in kind:
-            found.append((int(config.max_position_embeddings), True))
-    return found

@@ -36,7 +36,7 @@ def read_row(session: SessionRows, row: int, start: int, stop: int) -> list[torc
 
     Raises:
         SessionClosed: If the session has ended.
-        UsageError: If a step has the rows, or the family keeps a cache of its own.
+        UsageError: If a step has the rows, or the family keeps a cache of its own, or tokens are gone.
     """
     stored = _stored(session, row)
     return [tensor for block in session.blocks.indices for tensor in stored.read(block, start, stop)]
@@ -92,6 +92,8 @@ def _stored(session: SessionRows, row: int) -> RowKV:
     stored = session.idle_rows()[row]
     if not isinstance(stored, RowKV):
         raise _own_cache()
+    if stored.shortest:
+        raise UsageError(f"a row's windows have let go of tokens before {stored.shortest}; its tokens are replayed")
     if session.prefix_tokens:
         raise UsageError("a row that begins with an adapter's prefix is not handed over; its tokens are replayed")
     return stored

@@ -11,7 +11,7 @@ import torch
 
 from corolla.blocks import Adapter
 from corolla.engine.work import ForwardWork, StepWork
-from corolla.errors import ContextTooLong, UsageError
+from corolla.errors import ContextTooLong, SessionExpired, UsageError
 from corolla.terms import Span
 
 __all__ = ["check_blocks", "check_context", "check_forward", "check_prefix", "check_step", "check_taps"]
@@ -71,6 +71,7 @@ def check_step(work: StepWork, *, can_rewind: bool) -> None:
 
     Raises:
         UsageError: If it does not.
+        SessionExpired: If a row would be taken back to where windows have let go of tokens.
     """
     rows, order = len(work.rows), work.order
     if not rows == len(work.starts) == len(work.counts):
@@ -89,6 +90,12 @@ def check_step(work: StepWork, *, can_rewind: bool) -> None:
         raise UsageError(
             f"this family keeps a running state that cannot be rewound from {stored} to {list(work.starts)} tokens; "
             "open a new session and send the tokens again"
+        )
+    shortest = [work.rows[source].shortest for source in order or range(rows)]
+    if any(0 < start < least for start, least in zip(work.starts, shortest, strict=True)):
+        raise SessionExpired(
+            f"the rows should keep {list(work.starts)} tokens, but what blocks see in their windows is kept from "
+            f"{shortest} on; open a new session and send the tokens again"
         )
 
 

@@ -150,8 +150,9 @@ class Engine:
         check_prefix(adapter, blocks)
         prefix_tokens = 0 if adapter is None else adapter.prefix_tokens
         check_context(prefix_tokens + max_tokens, self.context_tokens)
-        lease = self._pool.lease(rows, prefix_tokens + max_tokens)
-        return SessionRows(blocks, lease, tuple(self._new_row() for _ in range(rows)), adapter)
+        capacity_tokens = prefix_tokens + max_tokens
+        lease = self._pool.lease(rows, capacity_tokens)
+        return SessionRows(blocks, lease, tuple(self._new_row(capacity_tokens) for _ in range(rows)), adapter)
 
     def close_session(self, session: SessionRows) -> None:
         """Take a session's pages back, also while a step is under way. Doing it twice does no harm."""
@@ -193,6 +194,7 @@ class Engine:
 
         Raises:
             SessionClosed: If the session has ended.
+            SessionExpired: If it is taken back to where windows have let go of tokens.
             ContextTooLong: If a row would become longer than the model's context.
             UsageError: If the step does not fit the session, another is under way, or the family cannot be rewound.
             CacheFull: If the pool has no room for the tokens.
@@ -341,5 +343,7 @@ class Engine:
         self._queue_at_s = time.perf_counter()
         return result
 
-    def _new_row(self) -> Row:
-        return RowKV() if self.span.is_packable else FamilyRow(self.span.new_cache())
+    def _new_row(self, capacity_tokens: int) -> Row:
+        if self.span.is_packable:
+            return RowKV(capacity_tokens, self._cost.windows)
+        return FamilyRow(self.span.new_cache())

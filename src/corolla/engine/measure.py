@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
@@ -78,11 +79,13 @@ class PageCost(NamedTuple):
         token_bytes: Bytes in all blocks of a span.
         shapes: What each block stores of a token; empty where rows cannot be read.
         dtype: Their number format.
+        windows: How many tokens each block sees that does not see all of a row.
     """
 
     token_bytes: float
     shapes: Mapping[int, KVShape]
     dtype: torch.dtype
+    windows: Mapping[int, int] = MappingProxyType({})
 
 
 @torch.inference_mode()
@@ -99,7 +102,7 @@ def page_cost(span: BlockSpan) -> PageCost:
     row.commit(PAGE_TOKENS)
     dtypes = {tensor.dtype for block in row.blocks for tensor in row.read(block, 0, 1)}
     is_plain = len(row.blocks) == len(shapes) == len(span.span) and len(dtypes) == 1
-    return PageCost(row.nbytes / PAGE_TOKENS, shapes if is_plain else {}, next(iter(dtypes), span.dtype))
+    return PageCost(row.nbytes / PAGE_TOKENS, shapes if is_plain else {}, next(iter(dtypes), span.dtype), span.windows)
 
 
 async def measure_speed(engine: "Engine") -> Speed:

@@ -56,6 +56,8 @@ Deliver = Callable[[Result | Exception], None]
 class FamilyRow:
     """A row of a family whose attention cannot use the pool: it keeps the family's own cache."""
 
+    shortest = 0
+
     def __init__(self, cache: SessionCache) -> None:
         self.cache = cache
 

@@ -40,7 +40,7 @@ class Trail(NamedTuple):
 
 
 class _Recent(NamedTuple):
-    """A step that may be asked for again, and the rows before it."""
+    """A step that may be asked for again, and what it keeps of the rows before it."""
 
     step: Step
     sent: Sent
@@ -63,7 +63,7 @@ class Log:
 
     @property
     def settled_rows(self) -> tuple[Trail | None, ...]:
-        """The rows without the steps that may be asked for again."""
+        """What the steps that may be asked for again keep of the rows; all if there are none."""
         return self._recent[0].before if self._recent else self.rows
 
     @property
@@ -85,7 +85,7 @@ class Log:
         """
         self.settle(step.settled)
         if step.number:
-            self._recent.append(_Recent(step, sent, self.rows))
+            self._recent.append(_Recent(step, sent, _kept(self.rows, step)))
         rows = self.rows if step.order is None else [self.rows[row] for row in step.order]
         noted: list[Trail | None] = []
         first = 0
@@ -180,6 +180,14 @@ def _cut(row: Trail | None, length: int) -> Trail | None:
         count = row.tokens - (row.length - length)
         row = row._replace(tokens=count, length=length) if count > 0 else row.before
     return row
+
+
+def _kept(rows: Sequence[Trail | None], step: Step) -> tuple[Trail | None, ...]:
+    """Shorten rows to what a step keeps of them; with more, a row with windows could not be taken back to it."""
+    lengths = [0] * len(rows)
+    for source, start in zip(step.order or range(len(rows)), step.starts, strict=True):
+        lengths[source] = max(lengths[source], start)
+    return tuple(_cut(row, length) for row, length in zip(rows, lengths, strict=True))
 
 
 def _pieces(row: Trail | None) -> list[Trail]:

@@ -264,3 +264,25 @@ async def cut_after(network, peer, turns):
     for _ in range(turns):
         await anyio.lowlevel.checkpoint()
     network.cut(peer)
+
+
+async def test_a_row_taken_back_beyond_what_windows_keep_is_replayed(hosts):
+    """The tiny model's windows see six tokens; a server keeps those before them for a while."""
+    script = [step((0,), (240,)), step((240,), (240,), 1), step((480,), (1,), 2), step((40,), (3,), 3)]
+    results, replays = [], []
+    for spans in (("0:4",), ("0:2", "2:4")):
+        async with hosts.chain(*spans, family="mistral", context_tokens=512) as chain, hosts.swarm() as swarm:
+            session = make_session(swarm)
+            await session.open()
+            results.append([(await session.step(one)).hidden_ND for one in script])
+            replays.append(sum(replay.tokens for replay in session.replays))
+            await session.close()
+        async with hosts.host(family="mistral"), hosts.swarm() as swarm:
+            session = make_session(swarm)
+            await session.open()
+            whole = StepTokens(torch.cat((script[0].hidden_ND[:40], script[3].hidden_ND)), (0,), (43,))
+            expected_ND = (await session.step(whole)).hidden_ND[40:]
+            await session.close()
+        assert torch.allclose(results[-1][-1], expected_ND, rtol=1e-4, atol=1e-4)
+        assert len(chain) == len(spans)
+    assert min(replays) >= 40
