@@ -170,9 +170,9 @@ def test_an_index_of_another_shape_is_refused(tmp_path, text):
 def test_quantized_weights_are_refused_by_name(tmp_path):
     save("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4"}
+    config["quantization_config"] = {"quant_method": "hqq"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModel, match="mxfp4"):
+    with pytest.raises(UnsupportedModel, match="hqq"):
         load_span(tmp_path, Span(0, 1), dtype=torch.float32)
 
 

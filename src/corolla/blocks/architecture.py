@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from corolla.blocks.stored import read_plainly
 from corolla.errors import BadCheckpoint, UnsupportedModel, UsageError
 from corolla.terms import Span
 
@@ -42,7 +43,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
     Raises:
         BadCheckpoint: If there is no ``config.json``, or it is malformed.
-        UnsupportedModel: If this version of transformers does not know the architecture.
+        UnsupportedModel: If this version of transformers does not know the architecture, or cannot read its weights.
     """
     try:
         raw = json.loads((directory / "config.json").read_bytes())
@@ -59,6 +60,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise BadCheckpoint(f"the config.json in {directory} is malformed: {error}; tell its owner") from error
+    read_plainly(config)
     return config
 
 

@@ -24,7 +24,6 @@ from corolla.blocks.loading import (
     open_tensors,
     read_model,
     refuse_missing,
-    refuse_quantized,
     select_keys,
 )
 from corolla.blocks.products import Head
@@ -65,10 +64,10 @@ def load_edges(
 
     Raises:
         BadCheckpoint: If files or tensors are missing, damaged, or not safetensors.
-        UnsupportedModel: If the architecture is unknown, cannot be cut into spans, or its weights are quantised.
+        UnsupportedModel: If the architecture is unknown, cannot be cut into spans, or its weights are quantised
+            in a way that cannot be read.
     """
     config = load_config(directory)
-    refuse_quantized(config, directory)
     blocks = remote(config)
     cls = _edge_class(model_class(config, auto_class), blocks, () if mixin is None else (mixin,))
     files = checkpoint_files(directory)

@@ -24,6 +24,7 @@ from corolla.blocks.quantized import COMPUTE_DTYPE, Quantization, compute_dtype,
 from corolla.blocks.selftest import FamilyReport, check_family
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
+from corolla.blocks.stored import packing_of, quantizer_of, settle_dtype, without_packing
 from corolla.errors import BadCheckpoint, UnsupportedModel
 from corolla.terms import Span
 
@@ -39,7 +40,6 @@ __all__ = [
     "pruned_class",
     "read_model",
     "refuse_missing",
-    "refuse_quantized",
     "select_keys",
 ]
 
@@ -72,11 +72,11 @@ def load_span(
     Raises:
         UsageError: If the model does not have these blocks.
         BadCheckpoint: If files or tensors are missing, damaged, or not safetensors.
-        UnsupportedModel: If the architecture is unknown, its spans are not exact, or its weights are quantised.
+        UnsupportedModel: If the architecture is unknown, its spans are not exact, or its weights are
+            quantised in a way that cannot be read.
     """
     config = load_config(directory)
     check_span(config, span)
-    refuse_quantized(config, directory)
     report = report or check_family(config)
     if not report.is_supported:
         raise UnsupportedModel(f"{config.model_type} cannot be cut into spans: {report.reason}")
@@ -184,30 +184,17 @@ def build_empty(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
 def select_keys(model: PreTrainedModel, index_keys: Iterable[str]) -> set[str]:
     """Which tensors of a checkpoint end up in a model, after transformers' renaming."""
     wanted: dict[str, Any] = model.state_dict()
-    mapping = get_model_conversion_mapping(model)
+    packing = packing_of(model.config)
+    mapping = get_model_conversion_mapping(model, hf_quantizer=quantizer_of(model.config))
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     needed = set()
     for key in sorted(index_keys):
-        name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
+        plain = packing.plain_name(key) if packing else key
+        name, _ = rename_source_key(plain, renamings, converters, model.base_model_prefix, wanted)
         if name in wanted or key in wanted:
             needed.add(key)
     return needed
-
-
-def refuse_quantized(config: PreTrainedConfig, directory: Path) -> None:
-    """Refuse a checkpoint whose weights are quantised.
-
-    Raises:
-        UnsupportedModel: Always, if they are.
-    """
-    quantization: Any = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-    raise UnsupportedModel(
-        f"the weights in {directory} are quantised as {method!s}, which is not read here: use an unquantised checkpoint"
-    )
 
 
 def refuse_missing(missing: Iterable[str], directory: Path) -> None:
@@ -289,13 +276,18 @@ def read_model(
         BadCheckpoint: If a tensor is damaged or does not fit the configuration.
     """
     device_map = None if torch.device(device).type == "cpu" else {"": torch.device(device)}
+    is_dequantised = quantizer_of(config) is not None
+    if packing := packing_of(config):
+        tensors, config = packing.unpack(tensors), without_packing(config)
     try:
         with BUILDING, _no_progress_bar():
             model, info = cls.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=dtype, device_map=device_map, output_loading_info=True
             )
-    except (RuntimeError, SafetensorError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"the tensors of this checkpoint do not make a {cls.__name__}: {error}") from error
+    if is_dequantised:
+        settle_dtype(model, dtype)
     return model, set(info["missing_keys"])
 
 

@@ -101,7 +101,7 @@ def choose_weights(names: Collection[str], where: str) -> str:
     if other:
         raise BadCheckpoint(
             f"{where} has {_enumerate(other)} but neither {SINGLE_FILE} nor {INDEX_FILE}, from which single blocks can "
-            f"be read. Open the original that it was made from, or convert it: {_conversion(where)}"
+            f"be read. Open the original that it was made from, or convert it: {_conversion(where, other[0])}"
         )
     raise BadCheckpoint(f"{where} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
@@ -110,10 +110,14 @@ def _enumerate(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _conversion(where: str) -> str:
+def _conversion(where: str, name: str = "") -> str:
     """Say how to rewrite a checkpoint of a format that transformers can read; it also needs its tokenizer saved so."""
-    load = f"AutoModelForCausalLM.from_pretrained('{where}')"
-    return f"python -c \"from transformers import AutoModelForCausalLM; {load}.save_pretrained('converted')\""
+    names, options = "AutoModelForCausalLM", ""
+    if name.endswith(".gguf"):
+        names += ", GgufConfig"
+        options = f", gguf_file='{name}', quantization_config=GgufConfig(dequantize=True)"
+    load = f"AutoModelForCausalLM.from_pretrained('{where}'{options})"
+    return f"python -c \"from transformers import {names}; {load}.save_pretrained('converted')\""
 
 
 def read_index(path: Path) -> dict[str, str]:

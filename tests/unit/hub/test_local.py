@@ -111,6 +111,12 @@ def test_weights_of_another_kind_are_refused_with_the_way_out(single, config, na
         open_repository(str(single), config=config)
 
 
+def test_a_gguf_file_is_refused_with_a_command_that_converts_it(single, config):
+    (single / SINGLE_FILE).rename(single / "model.gguf")
+    with pytest.raises(BadCheckpoint, match=r"gguf_file='model\.gguf', .*GgufConfig\(dequantize=True\)"):
+        open_repository(str(single), config=config)
+
+
 def test_pickled_files_beside_safetensors_do_no_harm(single, config):
     (single / "training_args.bin").write_bytes(b"never read")
     assert open_repository(str(single), config=config).weight_map
