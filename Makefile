@@ -12,7 +12,7 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test wan chaos lm-eval check lint types bench docs site
+.PHONY: help demo test wan chaos lm-eval check lint types bench docs notebooks site
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
@@ -25,6 +25,7 @@ help:
 	@echo "make types   the type checker"
 	@echo "make bench   the benchmarks, one table each"
 	@echo "make docs    the generated pages of docs/"
+	@echo "make notebooks  the notebooks of examples/, from its scripts"
 	@echo "make site    the documentation as a site, in build/site"
 
 # The shell outlives a Ctrl-C, so that the demo may end in its own way; 130 is how a program says that it was interrupted.
@@ -62,12 +63,15 @@ bench: $(ENVIRONMENT)
 docs: $(ENVIRONMENT)
 	$(BIN)/python docs/generate.py
 
+notebooks: $(ENVIRONMENT)
+	$(BIN)/python examples/notebooks.py
+
 site: $(ENVIRONMENT)
 	$(BIN)/mkdocs build --strict
 
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; v < (3, 11) and sys.exit('Corolla needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12' % v[:2])"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,tuning,gateway,postgresql,monitor,redis,docs,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[torch,quantized,tuning,examples,gateway,postgresql,monitor,redis,docs,dev]"
 	-$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --only-binary libtorrent -e ".[dht]"
 	@touch $@

@@ -7,6 +7,7 @@
     │   ├── ConfigError         a setting that is unknown or impossible
     │   ├── SessionClosed       a session used after its end
     │   ├── ContextTooLong      more tokens than the model or the lease has room for
+    │   ├── Diverged            a training whose loss or gradient is no number any more
     │   ├── NotAMember          no invite to the private swarm, or one that does not hold or allow it
     │   ├── InvalidRequest      a request of HTTP whose field is wrong; says which
     │   ├── InvalidKey          an API key that is missing, unknown or revoked
@@ -65,6 +66,7 @@ __all__ = [
     "ConfigError",
     "ContextTooLong",
     "DatabaseFailed",
+    "Diverged",
     "Error",
     "FrameTooLarge",
     "GatewayBusy",
@@ -153,6 +155,12 @@ class ContextTooLong(UsageError):
     """More tokens than the model's context or the session's lease can hold."""
 
     code = "context_too_long"
+
+
+class Diverged(UsageError):
+    """A training's loss or gradient is nan or infinite; nothing was learned from it."""
+
+    code = "diverged"
 
 
 class NotAMember(UsageError):
