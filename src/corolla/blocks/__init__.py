@@ -16,7 +16,8 @@ from corolla.blocks.architecture import (
 from corolla.blocks.edges import RemoteBlocks, RemoteLayer, load_edges, needed_edge_keys, stand_ins_of
 from corolla.blocks.kv import GrowingKV, KVShape, KVView, PackedRow
 from corolla.blocks.loading import block_bytes, load_span, needed_keys
-from corolla.blocks.quantized import Quantization, compute_dtype, weight_format
+from corolla.blocks.quantized import Quantization, compute_dtype, tensors_of, weight_format
+from corolla.blocks.restoring import restore_span
 from corolla.blocks.selftest import FamilyReport, build_tiny, check_family, split_model
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.span import BlockSpan
@@ -54,8 +55,10 @@ __all__ = [
     "needed_edge_keys",
     "needed_keys",
     "num_blocks",
+    "restore_span",
     "split_model",
     "stand_ins_of",
+    "tensors_of",
     "text_config",
     "tiny_config",
     "weight_format",

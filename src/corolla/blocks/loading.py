@@ -20,11 +20,18 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import logging as transformers_logging
 
 from corolla.blocks.architecture import BUILDING, blocks_of, check_span, load_config, model_class
-from corolla.blocks.quantized import COMPUTE_DTYPE, Quantization, compute_dtype, quantize, saved_bytes
+from corolla.blocks.quantized import (
+    COMPUTE_DTYPE,
+    Quantization,
+    compute_dtype,
+    quantize,
+    saved_bytes,
+    settle_experts,
+)
 from corolla.blocks.selftest import FamilyReport, check_family
 from corolla.blocks.shell import prune
 from corolla.blocks.span import BlockSpan
-from corolla.blocks.stored import packing_of, quantizer_of, settle_dtype, without_packing
+from corolla.blocks.stored import packing_of, quantizer_of, settle_dtype, without_format
 from corolla.errors import BadCheckpoint, UnsupportedModel
 from corolla.terms import Span
 
@@ -106,6 +113,7 @@ def _quantize_all(
             progress(done, len(span))
         quantize(getattr(owner, name)[index].to(device).requires_grad_(False), quantization)
     model.to(torch.device(device))
+    settle_experts(model)
     if progress is not None:
         progress(len(span), len(span))
 
@@ -278,7 +286,7 @@ def read_model(
     device_map = None if torch.device(device).type == "cpu" else {"": torch.device(device)}
     is_dequantised = quantizer_of(config) is not None
     if packing := packing_of(config):
-        tensors, config = packing.unpack(tensors), without_packing(config)
+        tensors, config = packing.unpack(tensors), without_format(config)
     try:
         with BUILDING, _no_progress_bar():
             model, info = cls.from_pretrained(

@@ -39,18 +39,28 @@ class FrozenLayer(nn.Module):
     """A linear layer whose weight is kept in a form that is made for one kernel. A subclass for each form.
 
     Args:
-        layer: The layer whose place it takes.
+        layer: The layer whose place it takes; it may lack its weight, if that comes by :meth:`_take`.
 
     Attributes:
         in_features: How many numbers it takes.
         out_features: How many it gives.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    in_features: int
+    out_features: int
+
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.in_features, self.out_features = layer.in_features, layer.out_features  # type: ignore[assignment]
         bias_O = _bias(layer)
         self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor of the layer: its bias, or a part of its weight."""
+        if name == "bias":
+            self.bias = nn.Parameter(tensor, requires_grad=False)
+        else:
+            self.register_buffer(name, tensor)
 
     @property
     def unlisted_bytes(self) -> int:
@@ -211,8 +221,8 @@ class _Together:
             asked.output_NO = output
 
 
-def _bias(layer: nn.Linear) -> Tensor | None:
-    bias_O: Tensor | None = layer.bias  # torch's own annotation forgets that there may be none
+def _bias(layer: nn.Module) -> Tensor | None:
+    bias_O: Any = getattr(layer, "bias", None)
     return None if bias_O is None else bias_O.detach()
 
 

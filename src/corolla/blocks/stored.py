@@ -20,7 +20,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from corolla.errors import UnsupportedModel
 
-__all__ = ["Packing", "packing_of", "quantizer_of", "read_plainly", "settle_dtype", "without_packing"]
+__all__ = ["Packing", "packing_of", "quantizer_of", "read_plainly", "settle_dtype", "without_format"]
 
 _BY_TRANSFORMERS: Final = ("compressed-tensors", "fp8", "mxfp4")
 _HERE: Final = ("awq", "gptq")
@@ -185,8 +185,8 @@ def packing_of(config: PreTrainedConfig) -> Packing | None:
     return Packing(is_awq, bits, max(group, 0), 1 if layout == "gptq" else 0)
 
 
-def without_packing(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Give a copy of a configuration that says nothing of packed weights, for when they are unpacked."""
+def without_format(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Give a copy of a configuration that says nothing of how weights are stored, for when they are plain numbers."""
     plain = copy.deepcopy(config)
     for owner in (plain, plain.get_text_config(decoder=True)):
         if hasattr(owner, "quantization_config"):

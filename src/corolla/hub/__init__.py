@@ -8,12 +8,14 @@ from corolla.hub.config import HubConfig
 from corolla.hub.manifest import Manifest
 from corolla.hub.progress import Progress, Unit, stay_silent
 from corolla.hub.repository import Repository, load_tokenizer, open_repository
+from corolla.hub.rounded import RoundedWeights
 
 __all__ = [
     "HubConfig",
     "Manifest",
     "Progress",
     "Repository",
+    "RoundedWeights",
     "Unit",
     "load_tokenizer",
     "open_repository",

@@ -18,9 +18,10 @@ class HubConfig:
 
     Args:
         cache_dir: Where files are kept; its parts are ``hub`` (downloads), ``views`` (links to the files of one
-            span), ``listings`` and ``hashes`` (what is known about files), and ``smollm2`` (the demo model).
+            span), ``rounded`` (weights that servers have rounded), ``listings`` and ``hashes`` (what is known about
+            files), and ``smollm2`` (the demo model).
         offline: Whether to use only what is on this disk already.
-        max_disk_bytes: What downloaded weights may occupy, in bytes; ``None`` for no limit but the disk's.
+        max_disk_bytes: What downloaded and rounded weights may occupy, in bytes; ``None`` for no limit but the disk's.
         endpoint: The address of the hub; ``None`` for Hugging Face's.
     """
 
@@ -31,7 +32,8 @@ class HubConfig:
     max_disk_bytes: int | None = field(
         default=None,
         metadata={
-            "help": "Most bytes that downloaded weights may occupy; the least recently used make room for new ones."
+            "help": "Most bytes that downloaded and rounded weights may occupy; the least recently used make room for "
+            "new ones."
         },
     )
     endpoint: str | None = field(
@@ -47,3 +49,8 @@ class HubConfig:
     def views(self) -> Path:
         """Where directories of links to the files of one span lie."""
         return self.cache_dir / "views"
+
+    @property
+    def rounded(self) -> Path:
+        """Where weights lie that were rounded once and need not be again."""
+        return self.cache_dir / "rounded"

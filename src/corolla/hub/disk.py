@@ -141,7 +141,7 @@ def make_room(config: HubConfig, needed_bytes: int, keep: Collection[Path]) -> N
 
     Args:
         config: Says where the cache is and what it may occupy.
-        needed_bytes: What is about to be downloaded.
+        needed_bytes: What is about to be downloaded, or written.
         keep: Files that must stay.
 
     Raises:
@@ -183,9 +183,9 @@ def mark_used(path: Path) -> None:
 
 
 def _list_weights(config: HubConfig) -> list[tuple[float, int, Path]]:
-    """List what may be deleted as (last use, size, path): files proper, in downloads and, where links fail, views."""
+    """List what may be deleted as (last use, size, path): downloaded, rounded, and, where links fail, in views."""
     found = []
-    for root in (config.downloads, config.views):
+    for root in (config.downloads, config.rounded, config.views):
         for path in root.rglob("*"):
             with contextlib.suppress(OSError):  # another process may be deleting too
                 stat = path.lstat()

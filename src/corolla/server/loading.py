@@ -1,12 +1,15 @@
 """From a model's name to blocks in memory: what a server settles before it can compute."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
+from corolla import __version__
 from corolla.blocks import (
     BlockSpan,
     FamilyReport,
@@ -17,15 +20,17 @@ from corolla.blocks import (
     load_span,
     needed_keys,
     num_blocks,
+    restore_span,
+    tensors_of,
     weight_format,
 )
 from corolla.engine import free_bytes, kept_apart
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
-from corolla.hub import HubConfig, Progress, Repository, open_repository
+from corolla.hub import HubConfig, Progress, Repository, RoundedWeights, open_repository
 from corolla.routing import choose_span
 from corolla.server.config import ServerConfig
 from corolla.telemetry import event, logger
-from corolla.terms import Precision, Snapshot, Span
+from corolla.terms import ModelId, Precision, Snapshot, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,6 +59,7 @@ class Model:
         family: What the self-test of its architecture found.
         precision: What to hold weights in.
         device: Where to compute.
+        rounded: Where rounded weights are kept.
     """
 
     repository: Repository
@@ -63,6 +69,7 @@ class Model:
     family: FamilyReport
     precision: Precision
     device: str
+    rounded: RoundedWeights
 
     @property
     def num_blocks(self) -> int:
@@ -132,7 +139,19 @@ def open_model(config: ServerConfig, hub: HubConfig, report: Progress) -> Model:
             f"{room_bytes / 2**30:.1f} GiB are free for them; serve fewer blocks with --num-blocks, or free some memory"
         )
     event(_LOG, "room for blocks", room_bytes=room_bytes, model_bytes=sum(sizes), of=len(sizes))
-    return Model(repository, architecture, sizes, room_bytes, family, precision, device)
+    rounded = RoundedWeights(hub, _facts(repository.model_id, precision, device))
+    return Model(repository, architecture, sizes, room_bytes, family, precision, device, rounded)
+
+
+def _facts(model: ModelId, precision: Precision, device: str) -> list[str]:
+    """Name all that decides what rounding gives, and in which order a kernel wants it."""
+    kinds = [torch.device(device).type, torch.backends.cpu.get_cpu_capability(), platform.machine()]
+    versions = [
+        f"{package} {version(package)}"
+        for package in ("torch", "transformers", "bitsandbytes")
+        if find_spec(package) is not None
+    ]
+    return [__version__, model, precision, *kinds, *versions]
 
 
 def choose_precision(architecture: "PreTrainedConfig", blocks: Span | None, count: int, room_bytes: int) -> Precision:
@@ -156,7 +175,9 @@ def _least_bytes(sizes: Sequence[int], blocks: Span | None, count: int) -> int:
 
 
 def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
-    """Download the files of a span, and nothing else, and load its blocks. Blocks for as long as that takes.
+    """Download the files of a span, and nothing else, and load its blocks; rounded ones are kept for the next time.
+
+    Blocks for as long as that takes.
 
     Args:
         model: The model.
@@ -167,6 +188,23 @@ def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
         ModelError: If files cannot be had or read.
         CapacityError: If there is no room for them.
     """
+    quantization = weight_format(model.precision)
+    if isinstance(quantization, torch.dtype):
+        return _load_originals(model, span, report)
+    if (kept := model.rounded.find(span.indices)) is not None:
+        event(_LOG, "blocks were rounded before", span=span)
+        directory = model.repository.metadata_directory()
+        with kept_apart():
+            return restore_span(
+                directory, span, kept, quantization=quantization, device=model.device, report=model.family
+            )
+    blocks = _load_originals(model, span, report)
+    for index, block in zip(span.indices, blocks.blocks, strict=True):
+        model.rounded.keep(index, tensors_of(block))
+    return blocks
+
+
+def _load_originals(model: Model, span: Span, report: Progress) -> BlockSpan:
     weight_map = model.repository.weight_map
     directory = model.repository.fetch({weight_map[key] for key in needed_keys(model.config, span, weight_map)})
     label = f"loading blocks {span}"

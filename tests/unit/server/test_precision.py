@@ -51,6 +51,20 @@ def test_the_room_for_blocks_is_in_what_is_free(directory, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_blocks_are_rounded_once_for_all_starts(directory, precision, tmp_path, monkeypatch):
+    model = loading.open_model(
+        ServerConfig(model=str(directory), precision=precision), HubConfig(cache_dir=tmp_path), lambda *_: None
+    )
+    first = loading.load_blocks(model, Span(1, 3), lambda *_: None)
+    monkeypatch.setattr(loading, "load_span", None)  # nothing is loaded any more
+    again = loading.load_blocks(model, Span(1, 3), lambda *_: None)
+    hidden_BTD = torch.randn(1, 5, 64, dtype=torch.bfloat16)
+    assert torch.equal(again(hidden_BTD)[0], first(hidden_BTD)[0])
+    with pytest.raises(TypeError):
+        loading.load_blocks(model, Span(0, 2), lambda *_: None)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
 async def test_a_server_computes_in_the_precision_that_it_announces(directory, precision):
     """Petals defect G: a prompt through weights of four bits took a turn of its own for each block; here it is one."""
     network = MemoryNetwork()
