@@ -87,6 +87,8 @@ class Hops:
 
     async def close_lost(self) -> None:
         """End the sessions on hops that were left."""
+        if not self._lost:
+            return
         lost, self._lost = self._lost, []
         async with anyio.create_task_group() as tasks:
             for session in lost:

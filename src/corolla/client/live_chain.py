@@ -5,6 +5,7 @@ Fills gaps, and moves what a leaving server holds. Knows nothing of how often to
 
 # N packed tokens, D model width
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -68,11 +69,11 @@ class LiveChain:
         self._ledger = Ledger(need.rows, need.target.codec, swarm.config.log_bytes)
         self._is_untaken = True
         self._pace = Pace()
-        self._router = self.new_router()
+        self._chooser: ModelRouter | None = None
         self.chain: Chain | None = None
         self.hops = Hops(swarm, need.target)
         self.replays: list[Replay] = []
-        self.stepping = anyio.Lock()
+        self.stepping = asyncio.Lock()
         self.trace = Trace()
 
     @property
@@ -84,7 +85,7 @@ class LiveChain:
 
     def begin(self) -> Mark:
         """Begin something that :meth:`rollback` can undo; who failed before may be asked again."""
-        self._router = self.new_router()
+        self._chooser = None
         self._is_untaken = True
         return self._ledger.mark
 
@@ -375,6 +376,12 @@ class LiveChain:
     def _reachable(self, hop: Hop) -> tuple[Address, ...]:
         """Where other hops may dial a hop."""
         return hop.addresses if self._swarm.config.push else ()
+
+    @property
+    def _router(self) -> ModelRouter:
+        """What chooses servers in the present step, made when there is something to choose."""
+        self._chooser = self._chooser or self.new_router()
+        return self._chooser
 
     @property
     def _first(self) -> HopSession:

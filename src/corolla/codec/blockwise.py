@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corolla.codec.memory import as_dtype, narrow
+from corolla.codec.memory import as_tensor, narrow
 from corolla.errors import CodecError
+from corolla.wire import Buffer
 
 __all__ = ["Blockwise"]
 
@@ -94,7 +95,7 @@ class Blockwise:
         codes_RD = _codes_by_float16().index_select(0, bits.flatten()).view(len(bits), -1)[:, : tensor.shape[-1]]
         return scales_RN, codes_RD.contiguous()
 
-    def unpack(self, flat_bytes: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def unpack(self, payload: Buffer, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Turn a payload of the right size back.
 
         Raises:
@@ -102,14 +103,15 @@ class Blockwise:
         """
         width = shape[-1]
         scale_bytes = self._scale_bytes(shape)
-        scales_RN = as_dtype(flat_bytes[:scale_bytes], _SCALE_DTYPE).view(math.prod(shape[:-1]), -1).float()
+        whole = memoryview(payload)
+        scales_RN = as_tensor(whole[:scale_bytes], _SCALE_DTYPE).view(math.prod(shape[:-1]), -1).float()
         is_valid_RN = (scales_RN >= _MIN_SCALE) & (scales_RN <= _MAX_SCALE)
         if not bool(is_valid_RN.all()):
             raise CodecError(
                 f"{int((~is_valid_RN).sum())} of {scales_RN.numel()} block scales are not between {_MIN_SCALE:.4g} and "
                 f"{_MAX_SCALE:.4g}: the payload is damaged, or no Corolla wrote it"
             )
-        values_RD = _values_by_code().index_select(0, flat_bytes[scale_bytes:].to(torch.int32)).view(-1, width)
+        values_RD = _values_by_code().index_select(0, as_tensor(whole[scale_bytes:]).to(torch.int32)).view(-1, width)
         return narrow(values_RD.mul_(self._spread(scales_RN, width)).view(shape), dtype)
 
     def bound(self, tensor: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corolla.codec.memory import as_dtype, narrow
+from corolla.codec.memory import as_tensor, narrow
+from corolla.wire import Buffer
 
 __all__ = ["Cast"]
 
@@ -36,9 +37,9 @@ class Cast:
         """Turn a tensor into the parts of its payload; no copy if it has the format already."""
         return (narrow(tensor, self.dtype or tensor.dtype),)
 
-    def unpack(self, flat_bytes: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def unpack(self, payload: Buffer, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Turn a payload of the right size back; no copy if it is aligned and has the format already."""
-        return narrow(as_dtype(flat_bytes, self.dtype or dtype).view(shape), dtype)
+        return narrow(as_tensor(payload, self.dtype or dtype).view(shape), dtype)
 
     def bound(self, tensor: Tensor) -> Tensor:
         """State the largest error for each number, in float64.

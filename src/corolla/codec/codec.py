@@ -25,7 +25,7 @@ from torch import Tensor
 
 from corolla.codec.blockwise import Blockwise
 from corolla.codec.cast import Cast
-from corolla.codec.memory import DTYPES, as_bytes, as_tensor
+from corolla.codec.memory import DTYPES, NAMES, as_bytes
 from corolla.errors import CodecError, UsageError
 from corolla.wire import Buffer, TensorMeta
 
@@ -83,14 +83,16 @@ class Codec:
         Raises:
             UsageError: If the tensor is empty, or has another format or number of axes.
         """
-        name = next((name for name, dtype in DTYPES.items() if dtype == tensor.dtype), None)
+        name = NAMES.get(tensor.dtype)
         shape = tuple(tensor.shape)
         if name is None or not 1 <= len(shape) <= _MAX_AXES or 0 in shape:
             raise UsageError(
                 f"cannot encode a tensor of {tensor.dtype} and shape {shape}: it must have one of the formats "
                 f"{', '.join(DTYPES)}, one to {_MAX_AXES} axes, and no empty axis"
             )
-        parts = self.layout.pack(tensor.detach().cpu().contiguous())
+        if tensor.requires_grad or not tensor.is_cpu or not tensor.is_contiguous():
+            tensor = tensor.detach().cpu().contiguous()
+        parts = self.layout.pack(tensor)
         buffers = tuple(as_bytes(part) for part in parts)
         nbytes = sum(buffer.nbytes for buffer in buffers)
         return Encoded(TensorMeta(codec=self.name, dtype=name, shape=shape, nbytes=nbytes), buffers)
@@ -128,7 +130,7 @@ class Codec:
                 f"a tensor of {meta.dtype} and shape {meta.shape} takes {expected_bytes} bytes with codec {self.name}; "
                 f"{meta.nbytes} were described and {received_bytes} received"
             )
-        return self.layout.unpack(as_tensor(payload), meta.shape, dtype)
+        return self.layout.unpack(payload, meta.shape, dtype)
 
     def bound(self, tensor: Tensor) -> Tensor:
         """State how far each number may be from what comes out after :meth:`encode` and :meth:`decode`.
@@ -155,7 +157,9 @@ _CODECS: Final = (
     Codec("int8", Blockwise()),
 )
 
-CODECS: Final = tuple(codec.name for codec in _CODECS)
+_BY_NAME: Final = {codec.name: codec for codec in _CODECS}
+
+CODECS: Final = tuple(_BY_NAME)
 """The names of all codecs, most exact first."""
 
 PREFERENCES: Final = ("raw", "half", "fp16", "bf16", "int8")
@@ -177,9 +181,8 @@ def codec_named(name: str) -> Codec:
     """
     if sys.byteorder != "little":
         raise UsageError("payloads are little-endian and this machine is big-endian, which Corolla does not support")
-    for codec in _CODECS:
-        if codec.name == name:
-            return codec
+    if (codec := _BY_NAME.get(name)) is not None:
+        return codec
     raise CodecError(f"there is no codec {name!r}; this version knows {', '.join(CODECS)}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from corolla.terms import DType
 from corolla.wire import Buffer
 
-__all__ = ["DTYPES", "as_bytes", "as_dtype", "as_tensor", "narrow"]
+__all__ = ["DTYPES", "NAMES", "as_bytes", "as_tensor", "narrow"]
 
 DTYPES: Final[dict[DType, torch.dtype]] = {
     "float32": torch.float32,
@@ -17,6 +17,9 @@ DTYPES: Final[dict[DType, torch.dtype]] = {
     "float16": torch.float16,
 }
 """The number formats of :data:`corolla.terms.DType` as torch names them."""
+
+NAMES: Final[dict[torch.dtype, DType]] = {dtype: name for name, dtype in DTYPES.items()}
+"""And the other way round."""
 
 
 _COPIED_BYTES: Final = 1 << 14
@@ -31,16 +34,11 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data.toreadonly()
 
 
-def as_tensor(payload: Buffer) -> Tensor:
-    """View one or more bytes as a flat uint8 tensor; bytes that must not be written to are copied."""
+def as_tensor(payload: Buffer, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """View bytes as a flat tensor of at least one number; copies if they are read-only, or not aligned to numbers."""
     view = memoryview(payload)
-    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
-
-
-def as_dtype(flat_bytes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Read a flat uint8 tensor as numbers of ``dtype``; copies only if its memory is not aligned to them."""
-    is_aligned = flat_bytes.data_ptr() % dtype.itemsize == 0
-    return (flat_bytes if is_aligned else flat_bytes.clone()).view(dtype)
+    tensor = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=dtype)
+    return tensor if tensor.data_ptr() % dtype.itemsize == 0 else tensor.clone()
 
 
 def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,8 +46,7 @@ def run_forward(span: BlockSpan, tick: ForwardTick) -> None:
         outputs, adapter_grads = _backward(span, tick, hidden_BTD, work.grads_BTD)
         for sum_, grad in zip(work.adapter_grads, adapter_grads, strict=True):
             sum_ += grad
-    for whole_BTD, part_BTD in zip(work.outputs, outputs, strict=True):
-        whole_BTD[rows] = part_BTD
+    work.put(rows, outputs)
     work.done_rows = rows.stop
 
 
@@ -73,7 +72,7 @@ def _backward(
 def _run_packed(span: BlockSpan, tick: StepTick) -> None:
     """Compute all parts at once. No row is longer before all blocks have run."""
     packed = [(work, part, work.rows[part.row]) for work, slices in tick.parts for part in slices]
-    pieces = [work.hidden_ND[part.offset : part.offset + part.tokens] for work, part, _ in packed]
+    pieces = [work.hidden_ND[part.where] for work, part, _ in packed]
     hidden_ND = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     first = tick.parts[0][0]
     output_ND, taps = span.forward_packed(
@@ -85,7 +84,8 @@ def _run_packed(span: BlockSpan, tick: StepTick) -> None:
     results = [output_ND, *(taps[block] for block in first.taps)]
     offset = 0
     for work, part, row in packed:
-        _put_results(work, part, [result_ND[offset : offset + part.tokens] for result_ND in results])
+        mine = slice(offset, offset + part.tokens)
+        work.put(part.where, [result_ND[mine] for result_ND in results])
         row.commit(part.start + part.tokens)
         offset += part.tokens
 
@@ -93,7 +93,7 @@ def _run_packed(span: BlockSpan, tick: StepTick) -> None:
 def _run_row(span: BlockSpan, work: StepWork, part: RowSlice) -> None:
     row = work.rows[part.row]
     assert isinstance(row, FamilyRow)
-    hidden_ND = work.hidden_ND[part.offset : part.offset + part.tokens].to(span.device)
+    hidden_ND = work.hidden_ND[part.where].to(span.device)
     output_BTD, taps = span.forward(
         hidden_ND[None],
         position_ids_BT=torch.arange(part.start, part.start + part.tokens, device=span.device)[None],
@@ -101,12 +101,7 @@ def _run_row(span: BlockSpan, work: StepWork, part: RowSlice) -> None:
         blocks=work.blocks,
         taps=frozenset(work.taps),
     )
-    _put_results(work, part, [output_BTD[0], *(taps[block][0] for block in work.taps)])
-
-
-def _put_results(work: StepWork, part: RowSlice, results: Sequence[torch.Tensor]) -> None:
-    for whole_ND, result_ND in zip(work.outputs, results, strict=True):
-        whole_ND[part.offset : part.offset + part.tokens] = result_ND
+    work.put(part.where, [output_BTD[0], *(taps[block][0] for block in work.taps)])
 
 
 def _forward(span: BlockSpan, tick: ForwardTick, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -221,9 +221,8 @@ class Engine:
             raise
         if not session.ended:
             session.rows = work.rows
-        self._observed.note(len(session.blocks), counts, result.compute_s)
-        if self.on_work is not None:
-            self.on_work("decode" if max(counts) == 1 else "prefill", sum(counts), result)
+        # What was learned is written down once the result is on its way, for which nothing is awaited as a rule.
+        asyncio.get_running_loop().call_soon(self._learn, session.blocks, counts, result)
         return result
 
     async def forward(
@@ -342,6 +341,11 @@ class Engine:
         self._queue_s = self.queue_s + _QUEUE_WEIGHT * (result.queue_s - self.queue_s)
         self._queue_at_s = time.perf_counter()
         return result
+
+    def _learn(self, blocks: Span, counts: tuple[int, ...], result: Result) -> None:
+        self._observed.note(len(blocks), counts, result.compute_s)
+        if self.on_work is not None:
+            self.on_work("decode" if max(counts) == 1 else "prefill", sum(counts), result)
 
     def _new_row(self, capacity_tokens: int) -> Row:
         if self.span.is_packable:

@@ -2,7 +2,7 @@
 
 # B batch, T tokens, D model width, N packed tokens
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -140,6 +140,11 @@ class RowSlice(NamedTuple):
     tokens: int
     offset: int
 
+    @property
+    def where(self) -> slice:
+        """Which part of the step's tensor."""
+        return slice(self.offset, self.offset + self.tokens)
+
 
 class Work:
     """What both kinds of work have: somebody who waits, times, and outputs that fill up tick by tick.
@@ -155,12 +160,24 @@ class Work:
         self.started_at_s: float | None = None
         self.compute_s = 0.0
         self.is_cancelled = False
-        self.outputs = tuple(torch.empty_like(like, device="cpu") for _ in range(outputs))
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self._like = like
+        self._count = outputs
 
     @property
     def results(self) -> tuple[torch.Tensor, ...]:
         """What is delivered when it is complete."""
         return self.outputs
+
+    def put(self, where: slice, outputs: Sequence[torch.Tensor]) -> None:
+        """Take what came of a part; if that is all there is, nothing is copied."""
+        if where.start == 0 and where.stop == len(self._like):
+            self.outputs = tuple(output.cpu() for output in outputs)
+            return
+        if not self.outputs:
+            self.outputs = tuple(torch.empty_like(self._like, device="cpu") for _ in range(self._count))
+        for whole, output in zip(self.outputs, outputs, strict=True):
+            whole[where] = output
 
     @property
     def is_complete(self) -> bool:

@@ -127,7 +127,7 @@ class Worker:
                     if (left_s := self._gathering.wait_s(sessions, free_at_s, now_s)) > 0:
                         self._changed.wait(left_s)
                         continue
-                if (tick := self._scheduler.take()) is not None:
+                if len(self._scheduler) and (tick := self._scheduler.take()) is not None:
                     return tick
                 if self._is_untidy:
                     self._is_untidy = False

@@ -4,9 +4,8 @@ Rows are read between two steps, a few megabytes at a time, and sent while the n
 heir has so far; knows nothing of who asked for it.
 """
 
+import asyncio
 from collections.abc import Callable
-
-import anyio
 
 from corolla.codec import decode, encode
 from corolla.engine import Engine, SessionRows
@@ -44,7 +43,7 @@ class Handover:
             is_moved = step.order is not None and step.order[row] != row
             self._given[row] = 0 if is_moved else min(self._given.get(row, 0), start)
 
-    async def give(self, resting: anyio.Lock, taken: Callable[[], int]) -> None:
+    async def give(self, resting: asyncio.Lock, taken: Callable[[], int]) -> None:
         """Send what the heir does not have yet, and then say that this is all.
 
         Args:

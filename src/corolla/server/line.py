@@ -3,6 +3,7 @@
 Keeps the answers that the client may have missed. Knows nothing of what is computed.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -53,7 +54,7 @@ class Line:
         self._rows = opening.rows
         self._step_s = step_s
         self._resume_s = resume_s
-        self._sending = anyio.Lock()
+        self._sending = asyncio.Lock()
         self._answers: deque[_Answer] = deque()
         self._forgotten = 0
         self._back = anyio.Event()

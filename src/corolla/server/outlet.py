@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from corolla.errors import Error, PeerUnreachable
+from corolla.errors import Error, PeerLost, PeerUnreachable
 from corolla.replay import Store
 from corolla.swarm import Channel, Endpoint
 from corolla.telemetry import event, logger
@@ -65,6 +65,15 @@ class FeedTo:
         """
         channel = self._channel or await self._dial()
         await channel.send(message, payload, deadline_s=deadline_s or self._outlet.step_s)
+
+    def send_now(self, step: Step, payload: Buffer, deadline_s: float | None) -> bool:
+        """Send a step if that can be done without waiting for anything; say whether it was."""
+        try:
+            return self._channel is not None and self._channel.send_now(
+                step, [payload], deadline_s=deadline_s or self._outlet.step_s
+            )
+        except PeerLost:
+            return False  # :meth:`send` finds out as well
 
     async def send(self, step: Step, payload: Buffer, deadline_s: float | None) -> bool:
         """Send a step; say whether that was possible. After it was not, it is not tried again."""

@@ -38,7 +38,7 @@ def decode_tensors(
             )
     parts = split_payload(payload, [meta.nbytes for meta in metas])
     tensors = [decode(meta, part) for meta, part in zip(metas, parts, strict=True)]
-    return [tensor.to(span.dtype) for tensor in tensors]
+    return [tensor if tensor.dtype == span.dtype else tensor.to(span.dtype) for tensor in tensors]
 
 
 def check_finite(

@@ -1,7 +1,7 @@
 """Typed messages over a stream. Knows frames and messages, and nothing of what they ask for."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
 import anyio
@@ -166,16 +166,33 @@ class Channel:
             PeerLost: If the stream broke.
         """
         buffers = _join(encode_frame(encode_message(message), payload, deadline_s=deadline_s))
+        if self._send_now(buffers, message):
+            return
         with self._use("send"):
             try:
                 with anyio.move_on_after(deadline_s) as limit:
                     for buffer in buffers:
                         await self._stream.send(buffer)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                raise self._lost(f"while {type(message).__name__} was sent to it", error) from error
+                raise self._lost_sending(message, error) from error
             if limit.cancelled_caught:
                 raise self._timeout(f"did not take {type(message).__name__}", deadline_s)
         self._sent += 1
+
+    def send_now(self, message: Message, payload: Sequence[Buffer] = (), *, deadline_s: float | None = None) -> bool:
+        """Send a message if it is small, and that can be done without waiting for anything; say whether it was.
+
+        Args:
+            message: The message.
+            payload: The parts of its payload.
+            deadline_s: How long the other side has for it; ``None`` for ever.
+
+        Raises:
+            FrameTooLarge: If a part is over its limit; nothing was sent.
+            PeerLost: If the stream broke, or has been closed.
+            InternalError: If another task is sending.
+        """
+        return self._send_now(_join(encode_frame(encode_message(message), payload, deadline_s=deadline_s)), message)
 
     async def receive(self, *, deadline_s: float | None = None) -> Received[Message]:
         """Wait for the next message.
@@ -273,6 +290,17 @@ class Channel:
         self._broken |= {"send", "receive"}
         await self._stream.aclose()
 
+    def _send_now(self, buffers: list[Buffer], message: Message) -> bool:
+        if len(buffers) > 1:
+            return False
+        with self._use("send"):
+            try:
+                is_sent = self._stream.send_now(bytes(buffers[0]))
+            except anyio.BrokenResourceError as error:
+                raise self._lost_sending(message, error) from error
+        self._sent += is_sent
+        return is_sent
+
     async def _receive(self, deadline_s: float | None) -> Received[Message] | None:
         """Wait for the next message; ``None`` at a clean end."""
         try:
@@ -287,19 +315,16 @@ class Channel:
         return received
 
     async def _read(self, deadline_s: float | None) -> Received[Message] | None:
+        limit = nullcontext() if deadline_s is None else anyio.move_on_after(deadline_s)
         try:
-            with anyio.move_on_after(deadline_s) as limit:
+            with limit:
                 frame = await self._next_frame()
-                return (
-                    None if frame is None else Received(decode_message(frame.message), frame.payload, frame.deadline_s)
-                )
+                return frame and Received(decode_message(frame.message), frame.payload, frame.deadline_s)
         except anyio.BrokenResourceError as error:
             raise self._lost("while something of it was awaited", error) from error
         except anyio.ClosedResourceError as error:
             raise self._lost("because this side closed the stream", error) from error
-        if limit.cancelled_caught:
-            raise self._timeout("sent nothing", deadline_s)
-        raise InternalError("a wait ended without a result")
+        raise self._timeout("sent nothing", deadline_s)
 
     async def _next_frame(self) -> Frame | None:
         while True:
@@ -331,28 +356,40 @@ class Channel:
             return None
         return received.message.error(self.peer)
 
-    @contextmanager
-    def _use(self, way: "_Way") -> Iterator[None]:
+    def _use(self, way: "_Way") -> "_Use":
         """Reserve one way of the channel; if its use does not end well, it is broken."""
         if way in self._broken:
             raise PeerLost(f"the channel to peer {self.peer[:8]} is closed or broken; open another", peer=self.peer)
         if way in self._busy:
             raise InternalError(f"two tasks want to {way} on the channel to peer {self.peer[:8]} at once")
-        self._busy.add(way)
-        try:
-            yield
-        except BaseException:
-            self._broken.add(way)
-            raise
-        finally:
-            self._busy.discard(way)
+        return _Use(way, self._busy, self._broken)
 
     def _lost(self, when: str, error: Exception | None) -> PeerLost:
         cause = str(error.__cause__ or "") if error is not None else ""
         return PeerLost(f"peer {self.peer[:8]} was lost {when}" + (f": {cause}" if cause else ""), peer=self.peer)
 
+    def _lost_sending(self, message: Message, error: Exception) -> PeerLost:
+        return self._lost(f"while {type(message).__name__} was sent to it", error)
+
     def _timeout(self, what: str, deadline_s: float | None) -> PeerTimeout:
         return PeerTimeout(f"peer {self.peer[:8]} {what} within {deadline_s or 0:g} s", peer=self.peer)
+
+
+class _Use:
+    """One use of one way of a channel. A class, since a generator as context takes twice as long, twice a hop."""
+
+    def __init__(self, way: _Way, busy: set[_Way], broken: set[_Way]) -> None:
+        self._way: Final[_Way] = way
+        self._busy = busy
+        self._broken = broken
+
+    def __enter__(self) -> None:
+        self._busy.add(self._way)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._busy.discard(self._way)
+        if kind is not None:
+            self._broken.add(self._way)
 
 
 def _join(buffers: list[Buffer]) -> list[Buffer]:

@@ -188,6 +188,11 @@ async def compute(swarm, model):
     await session.close()
 
 
+def assume_speed(life):
+    """Let a server be as fast as all the others, as on machines that are alike."""
+    life.server._engine.assume(Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0))
+
+
 @pytest.mark.parametrize("has_room", [True, False])
 async def test_a_server_moves_where_it_is_needed_more_and_nobody_notices(directory, monkeypatch, has_room):
     monkeypatch.setattr(Model, "has_room", lambda self, span: has_room)
@@ -201,13 +206,14 @@ async def test_a_server_moves_where_it_is_needed_more_and_nobody_notices(directo
             await last.until("online")
             await mover.until("online")
             here, peer, address = mover.server.span, mover.server.peer_id, mover.address
+            for life in (first, last, mover):  # before there is a crowd to leave: while it moves, it has no engine
+                assume_speed(life)
             model = swarm.snapshot().announcements[0].model
             crowd = [Life(network, directory, [first.address], blocks=here) for _ in range(2)]
             async with living(*crowd):
                 for life in crowd:
                     await life.until("online")
-                for life in (first, last, mover, *crowd):  # as on machines that are alike
-                    life.server._engine.assume(Speed(decode_tokens_per_s=100.0, prefill_tokens_per_s=100.0))
+                    assume_speed(life)
                 with anyio.fail_after(60):
                     while mover.server.span == here or mover.stages[-1] != "online":
                         await compute(swarm, model)

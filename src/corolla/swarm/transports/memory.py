@@ -232,6 +232,14 @@ class MemoryStream:
             await self._outgoing.put(piece)
             self._network._note_sent(self, len(piece))
 
+    def send_now(self, data: bytes) -> bool:
+        """Send bytes if there is room; see :meth:`corolla.swarm.Stream.send_now`."""
+        if self._is_closed or not self._outgoing.has_room:
+            return False
+        self._outgoing.put_now(data)
+        self._network._note_sent(self, len(data))
+        return True
+
     async def send_eof(self) -> None:
         """Say that no more bytes follow; see :meth:`corolla.swarm.Stream.send_eof`."""
         if self._is_closed:
@@ -266,6 +274,15 @@ class _Pipe:
     def is_empty(self) -> bool:
         return not (self._pieces or self._is_at_end or self.is_broken)
 
+    @property
+    def has_room(self) -> bool:
+        return self._nbytes < BUFFER_BYTES and not (self.is_broken or self._is_at_end)
+
+    def put_now(self, piece: bytes) -> None:
+        self._pieces.append((self._arrival(), piece))
+        self._nbytes += len(piece)
+        self._notify()
+
     async def put(self, piece: bytes) -> None:
         while self._nbytes >= BUFFER_BYTES and not (self.is_broken or self._is_at_end):
             await self._changed.wait()
@@ -274,9 +291,7 @@ class _Pipe:
         await anyio.lowlevel.checkpoint()
         if self.is_broken:
             raise anyio.BrokenResourceError
-        self._pieces.append((self._arrival(), piece))
-        self._nbytes += len(piece)
-        self._notify()
+        self.put_now(piece)
 
     async def get(self, max_bytes: int) -> bytes:
         await anyio.lowlevel.checkpoint()

@@ -120,6 +120,15 @@ class TcpPipe(asyncio.Protocol):
         self._received_bytes = 0
         return data
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the connection stands and few bytes wait to be sent, so that :meth:`write` may be called."""
+        return not (self._is_full or self._is_closed or self._is_lost.is_set())
+
+    def write(self, data: bytes) -> None:
+        """Send bytes without waiting."""
+        self._open.write(data)
+
     async def send(self, data: bytes) -> None:
         """Send bytes, waiting if too many are under way.
 

@@ -137,6 +137,19 @@ class TlsStream:
                 await self._flush()
         self._unsent -= 1
 
+    def send_now(self, data: bytes) -> bool:
+        """Send bytes if nothing is in the way; see :meth:`corolla.swarm.Stream.send_now`."""
+        if self._has_sent_end or not self._pipe.has_room or self._send_lock.locked():
+            return False
+        self._unsent += 1
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise anyio.BrokenResourceError from error
+        self._pipe.write(self._outgoing.read())
+        self._unsent -= 1
+        return True
+
     async def send_eof(self) -> None:
         """Send TLS's and TCP's end; see :meth:`corolla.swarm.Stream.send_eof`."""
         async with self._send_lock:
@@ -174,6 +187,8 @@ class TlsStream:
                 return pieces, True
             pieces.append(piece)
             max_bytes -= len(piece)
+            if not (self._incoming.pending or self._tls.pending()):  # asking for more would cost an exception
+                break
         return pieces, False
 
     async def _flush(self) -> None:

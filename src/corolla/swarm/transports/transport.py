@@ -83,6 +83,13 @@ class Stream(Protocol):
             anyio.ClosedResourceError: If this side closed it or has sent its end.
         """
 
+    def send_now(self, data: bytes) -> bool:
+        """Send bytes if that can be done without waiting for anything; say whether it was. If not, nothing was sent.
+
+        Raises:
+            anyio.BrokenResourceError: If the stream broke.
+        """
+
     async def send_eof(self) -> None:
         """Say that no more bytes follow; receiving goes on.
 

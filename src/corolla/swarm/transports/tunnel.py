@@ -5,6 +5,7 @@ from typing import Protocol
 
 import anyio
 
+from corolla.errors import InternalError
 from corolla.swarm.transports.transport import Stream
 
 __all__ = ["Pipe", "TunnelPipe"]
@@ -24,6 +25,13 @@ class Pipe(Protocol):
 
     async def send(self, data: bytes) -> None:
         """Send bytes, waiting for room."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether :meth:`write` may be called."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes without waiting."""
 
     async def send_eof(self) -> None:
         """Say that no more bytes follow."""
@@ -74,6 +82,19 @@ class TunnelPipe:
             anyio.ClosedResourceError: If this side closed it.
         """
         await self._stream.send(data)
+
+    @property
+    def has_room(self) -> bool:
+        """Never: what is written goes through another stream, which may have to wait."""
+        return False
+
+    def write(self, data: bytes) -> None:
+        """Cannot be done.
+
+        Raises:
+            InternalError: Always.
+        """
+        raise InternalError(f"{len(data)} bytes were to go through a tunnel without waiting")
 
     async def send_eof(self) -> None:
         """Say that no more bytes follow.
