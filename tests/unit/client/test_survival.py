@@ -112,7 +112,7 @@ async def test_lost_at_any_step_hops_are_replaced(hosts, until, script, lost, sp
                         hosts.network.cut(chain[index].peer)
                 results.append((await session.step(one)).hidden_ND)
             assert_same(results, expected)
-            assert session.replays
+            assert session.replays or not any(script[when].starts)  # where all begins anew there is nothing to replay
             gone = {chain[index].peer for index in lost}
             assert not gone & {hop.peer for hop in session.chain.hops}
             kept = {host.peer for host in chain} - gone
