@@ -25,7 +25,7 @@ from corolla.client.trace import Trace
 from corolla.errors import Error, NotFinite, PeerFailed, PeerLost, PeerMisbehaved, PeerTimeout, SessionClosed
 from corolla.replay import replay_tokens
 from corolla.swarm import Received
-from corolla.terms import Address, Chain, Hop, PeerId
+from corolla.terms import Chain, Hop, PeerId
 from corolla.wire import Buffer, Done, Failure, Leaving, Message, OpenSession, Output, Step, Successor
 
 __all__ = ["LiveChain"]
@@ -217,9 +217,7 @@ class LiveChain:
         fed = [one or before for one, before in zip(new, after_new, strict=True)]
         tokens = [secrets.token_bytes(16) if is_fed and index else None for index, is_fed in enumerate(fed)]
         successors = [
-            Successor(peer=hop.peer, addresses=self._reachable(hop), token=token or b"", is_new=is_new)
-            if token
-            else None
+            self.successor(hop, token, is_new=is_new) if token else None
             for hop, token, is_new in zip(chain.hops, tokens, new, strict=True)
         ]
         failures: list[Error] = []
@@ -371,11 +369,8 @@ class LiveChain:
 
     def successor(self, hop: Hop, token: bytes, *, is_new: bool) -> Successor:
         """Say how a hop is fed by the one before it."""
-        return Successor(peer=hop.peer, addresses=self._reachable(hop), token=token, is_new=is_new)
-
-    def _reachable(self, hop: Hop) -> tuple[Address, ...]:
-        """Where other hops may dial a hop."""
-        return hop.addresses if self._swarm.config.push else ()
+        addresses = hop.addresses if self._swarm.config.push else ()  # where other hops may dial it
+        return Successor(peer=hop.peer, addresses=addresses, token=token, is_new=is_new)
 
     @property
     def _router(self) -> ModelRouter:

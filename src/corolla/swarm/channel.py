@@ -165,9 +165,9 @@ class Channel:
             PeerTimeout: If it could not be sent in time.
             PeerLost: If the stream broke.
         """
-        buffers = _join(encode_frame(encode_message(message), payload, deadline_s=deadline_s))
-        if self._send_now(buffers, message):
+        if self.send_now(message, payload, deadline_s=deadline_s):
             return
+        buffers = encode_frame(encode_message(message), payload, deadline_s=deadline_s)
         with self._use("send"):
             try:
                 with anyio.move_on_after(deadline_s) as limit:
@@ -192,7 +192,16 @@ class Channel:
             PeerLost: If the stream broke, or has been closed.
             InternalError: If another task is sending.
         """
-        return self._send_now(_join(encode_frame(encode_message(message), payload, deadline_s=deadline_s)), message)
+        buffers = encode_frame(encode_message(message), payload, deadline_s=deadline_s)
+        if sum(memoryview(buffer).nbytes for buffer in buffers) > _JOINED_BYTES:
+            return False
+        with self._use("send"):
+            try:
+                is_sent = self._stream.send_now(b"".join(buffers))
+            except anyio.BrokenResourceError as error:
+                raise self._lost_sending(message, error) from error
+        self._sent += is_sent
+        return is_sent
 
     async def receive(self, *, deadline_s: float | None = None) -> Received[Message]:
         """Wait for the next message.
@@ -290,17 +299,6 @@ class Channel:
         self._broken |= {"send", "receive"}
         await self._stream.aclose()
 
-    def _send_now(self, buffers: list[Buffer], message: Message) -> bool:
-        if len(buffers) > 1:
-            return False
-        with self._use("send"):
-            try:
-                is_sent = self._stream.send_now(bytes(buffers[0]))
-            except anyio.BrokenResourceError as error:
-                raise self._lost_sending(message, error) from error
-        self._sent += is_sent
-        return is_sent
-
     async def _receive(self, deadline_s: float | None) -> Received[Message] | None:
         """Wait for the next message; ``None`` at a clean end."""
         try:
@@ -390,13 +388,6 @@ class _Use:
         self._busy.discard(self._way)
         if kind is not None:
             self._broken.add(self._way)
-
-
-def _join(buffers: list[Buffer]) -> list[Buffer]:
-    """Join the buffers of a small frame into one; leave those of a large one as they are."""
-    if sum(memoryview(buffer).nbytes for buffer in buffers) <= _JOINED_BYTES:
-        return [b"".join(buffers)]
-    return buffers
 
 
 def _free(_: int) -> None:
