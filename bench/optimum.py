@@ -7,11 +7,9 @@ can have; here the best real one is what counts.
 import random
 import statistics
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
+import highspy
 
 from bench.balance import join
 from bench.report import Row, write_report
@@ -64,28 +62,24 @@ def best_throughput(sizes: Sequence[int], servers: Sequence[tuple[float, int]]) 
         or more if its time was over.
     """
     blocks = Sizes(sizes)
-    cells: list[tuple[int, int, float]] = []  # block, choice, rate
-    choices: list[tuple[int, int, float]] = []  # server, choice, one
-    for number, (power, room_bytes) in enumerate(servers):
+    solver = highspy.Highs()
+    solver.silent()
+    solver.setOptionValue("time_limit", SOLVE_S)
+    solver.setOptionValue("mip_rel_gap", 0.002)
+    throughput = solver.addVariable(lb=0)
+    rates: list[list[Any]] = [[] for _ in sizes]
+    for power, room_bytes in servers:
+        choices = []
         for start, stop, size in blocks.windows(room_bytes):
-            cells += [(block, len(choices), power / size) for block in range(start, stop)]
-            choices.append((number, len(choices), 1.0))
-    goal = len(choices)  # the throughput is the last variable
-    cells += [(block, goal, -1.0) for block in range(len(sizes))]
-    rows, columns, rates = zip(*cells, strict=True)
-    coverage = coo_matrix((rates, (rows, columns)), shape=(len(sizes), goal + 1))
-    owners, chosen, ones = zip(*choices, strict=True)
-    one_each = coo_matrix((ones, (owners, chosen)), shape=(len(servers), goal + 1))
-    worth = np.zeros(goal + 1)
-    worth[goal] = -1.0
-    solved = milp(
-        worth,
-        constraints=[LinearConstraint(coverage.tocsr(), 0, np.inf), LinearConstraint(one_each.tocsr(), 1, 1)],
-        integrality=np.append(np.ones(goal), 0),
-        bounds=Bounds(0, np.append(np.ones(goal), np.inf)),
-        options={"time_limit": SOLVE_S, "mip_rel_gap": 0.002},
-    )
-    return -float(solved.fun), -float(solved.mip_dual_bound)
+            choices.append(solver.addBinary())
+            for block in range(start, stop):
+                rates[block].append(power / size * choices[-1])
+        solver.addConstr(solver.qsum(choices) == 1)
+    for rate in rates:
+        solver.addConstr(solver.qsum(rate) >= throughput)
+    solver.maximize(throughput)
+    solved = solver.getInfo()
+    return float(solved.objective_function_value), float(solved.mip_dual_bound)
 
 
 if __name__ == "__main__":
