@@ -29,6 +29,7 @@ _COMMANDS = {
         "Show a swarm on a page: its servers, the bottleneck, what happened.",
     ),
     "top": ("corolla.cli.top", "Watch a swarm in the terminal."),
+    "bench": ("corolla.cli.bench", "Measure what this machine would give to a swarm."),
     "doctor": ("corolla.cli.doctor", "Say what works on this machine, what does not, and what to do about it."),
     "config": ("corolla.cli.about", "Show every setting and where its value comes from."),
     "version": ("corolla.cli.about", "Show the versions of Corolla and of what it stands on."),
