@@ -101,9 +101,11 @@ async def test_who_subscribes_and_never_reads_is_left(memory_net):
         victim = first.endpoint
         async with hoarder.channel(victim.peer_id, victim.addresses) as channel:
             await channel.send(Subscribe())
-            with anyio.move_on_after(4 * QUICK.request_s):
-                for number in itertools.count():
-                    await first.gossip.announce(claim(victim, addresses=(f"tls://{number:0180}:1",) * 8))
-                    await anyio.sleep(0.002)
+            until_s = anyio.current_time() + 4 * QUICK.request_s
+            for number in itertools.count():
+                await first.gossip.announce(claim(victim, addresses=(f"tls://{number:0180}:1",) * 8))
+                await anyio.sleep(0.002)
+                if number > 500 and anyio.current_time() > until_s:  # enough, however busy the machine
+                    break
             with anyio.fail_after(DEADLINE_S), pytest.raises(Error):
                 await read_to_the_end(channel)
