@@ -18,7 +18,7 @@ def main(names: list[str]) -> None:
     known = [
         found.name
         for found in pkgutil.iter_modules(bench.__path__)
-        if not found.ispkg and found.name not in ("__main__", "passages", "report")
+        if not found.ispkg and found.name not in ("__main__", "passages", "quality", "report")
     ]
     if unknown := set(names) - set(known):
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(known)}")

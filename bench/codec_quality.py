@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.passages import token_windows
+from bench.quality import Quality
 from bench.report import Row, write_report
 from corolla.codec import CODECS, Codec, codec_named
 from corolla.codec.blockwise import Blockwise
@@ -42,9 +43,7 @@ class Variant:
     bits_per_value: float
     send: Callable[[Tensor], Tensor]
     largest_error: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    divergences: list[float] = field(default_factory=list)
-    agreements: list[float] = field(default_factory=list)
+    quality: Quality = field(default_factory=Quality)
     times_ms: dict[int, float] = field(default_factory=dict)
 
     def cross(self, hidden_BTD: Tensor) -> Tensor:
@@ -53,11 +52,6 @@ class Variant:
         error = ((received_BTD - hidden_BTD).norm(dim=-1) / hidden_BTD.norm(dim=-1)).max().item()
         self.largest_error = max(self.largest_error, error)
         return received_BTD
-
-    @property
-    def perplexity(self) -> float:
-        """Of the text so far."""
-        return float(torch.tensor(self.losses).mean().exp())
 
 
 def main() -> None:
@@ -131,10 +125,7 @@ def measure(model: torch.nn.Module, tokens_WT: Tensor, variants: list[Variant]) 
             crossing[:] = [variant]
             scores_TV = F.log_softmax(model(tokens_T[None]).logits[0], dim=-1)
             reference_TV = scores_TV if reference_TV is None else reference_TV
-            divergence_T = (reference_TV.exp() * (reference_TV - scores_TV)).sum(-1)
-            variant.losses.append(F.nll_loss(scores_TV[:-1], tokens_T[1:]).item())
-            variant.divergences.append(divergence_T.mean().item())
-            variant.agreements.append((reference_TV.argmax(-1) == scores_TV.argmax(-1)).float().mean().item())
+            variant.quality.note(scores_TV, reference_TV, tokens_T)
     return seen[0].clone()
 
 
@@ -152,14 +143,14 @@ def rows(variants: list[Variant]) -> list[Row]:
     """Give every number, compared with the same one of the first variant where that means something."""
     first, found = variants[0], []
     for variant in variants:
-        ratio = variant.perplexity / first.perplexity
+        ratio = variant.quality.perplexity / first.quality.perplexity
         found += [
             Row(
                 f"{variant.name}: size", variant.bits_per_value, "bits/value", "raw: size", variant.bits_per_value / 32
             ),
-            Row(f"{variant.name}: perplexity", variant.perplexity, "", "raw: perplexity", ratio),
-            Row(f"{variant.name}: divergence of the next token", statistics.mean(variant.divergences), "nats"),
-            Row(f"{variant.name}: same best token", statistics.mean(variant.agreements), ""),
+            Row(f"{variant.name}: perplexity", variant.quality.perplexity, "", "raw: perplexity", ratio),
+            Row(f"{variant.name}: divergence of the next token", variant.quality.divergence, "nats"),
+            Row(f"{variant.name}: same best token", variant.quality.agreement, ""),
             Row(f"{variant.name}: largest relative error of a token", variant.largest_error, ""),
             *[Row(f"{variant.name}: encode and decode {n} tokens", ms, "ms") for n, ms in variant.times_ms.items()],
         ]
@@ -185,10 +176,10 @@ def table(variants: list[Variant], title: str) -> Table:
         made.add_row(
             variant.name,
             f"{variant.bits_per_value:.2f}",
-            f"{variant.perplexity:.4f}",
-            f"{variant.perplexity / variants[0].perplexity - 1:+.3%}",
-            f"{statistics.mean(variant.divergences):.6f}",
-            f"{statistics.mean(variant.agreements):.2%}",
+            f"{variant.quality.perplexity:.4f}",
+            f"{variant.quality.perplexity / variants[0].quality.perplexity - 1:+.3%}",
+            f"{variant.quality.divergence:.6f}",
+            f"{variant.quality.agreement:.2%}",
             f"{variant.largest_error:.3%}",
             *[f"{ms:.3f}" for ms in variant.times_ms.values()],
         )

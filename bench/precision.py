@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from bench.passages import token_windows
+from bench.quality import Quality
 from bench.report import Row, write_report
 from corolla.blocks import BlockSpan, PackedRow, Quantization, check_family, load_config, load_span
 from corolla.cache import RowKV
@@ -46,16 +47,9 @@ class Variant:
 
     name: str
     weight_bytes: int = 0
-    losses: list[float] = field(default_factory=list)
-    divergences: list[float] = field(default_factory=list)
-    agreements: list[float] = field(default_factory=list)
+    quality: Quality = field(default_factory=Quality)
     prefill_s: list[float] = field(default_factory=list)
     decode_s: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def perplexity(self) -> float:
-        """Of the text so far."""
-        return float(torch.tensor(self.losses).mean().exp())
 
 
 def main() -> None:
@@ -88,10 +82,7 @@ def measure(name: str, span: BlockSpan, model: Any, tokens_WT: Tensor, reference
         scores_TV = F.log_softmax(model.lm_head(model.model.norm(output_TD.float())), dim=-1)
         if len(references) == window:
             references.append(scores_TV)
-        reference_TV = references[window]
-        variant.losses.append(F.nll_loss(scores_TV[:-1], tokens_T[1:]).item())
-        variant.divergences.append((reference_TV.exp() * (reference_TV - scores_TV)).sum(-1).mean().item())
-        variant.agreements.append((reference_TV.argmax(-1) == scores_TV.argmax(-1)).float().mean().item())
+        variant.quality.note(scores_TV, references[window], tokens_T)
     variant.decode_s = {count: decode_s(span, count) for count in (1, 8)}
     return variant
 
@@ -115,15 +106,15 @@ def rows(variants: list[Variant]) -> list[Row]:
     for one in variants:
         numbers = [
             ("weights", "MiB", one.weight_bytes / 2**20, first.weight_bytes / 2**20),
-            ("perplexity", "", one.perplexity, first.perplexity),
+            ("perplexity", "", one.quality.perplexity, first.quality.perplexity),
             ("prefill of 512", "tokens/s", prefill_rate(one), prefill_rate(first)),
             *((f"decode, {n} at once", "tokens/s", n / one.decode_s[n], n / first.decode_s[n]) for n in one.decode_s),
         ]
         for metric, unit, value, base in numbers:
             versus = None if one is first else f"{first.name}: {metric}"
             found.append(Row(f"{one.name}: {metric}", value, unit, versus, None if one is first else value / base))
-        found.append(Row(f"{one.name}: divergence of the next token", statistics.mean(one.divergences), "nats"))
-        found.append(Row(f"{one.name}: same best token", statistics.mean(one.agreements), ""))
+        found.append(Row(f"{one.name}: divergence of the next token", one.quality.divergence, "nats"))
+        found.append(Row(f"{one.name}: same best token", one.quality.agreement, ""))
     return found
 
 
@@ -142,9 +133,9 @@ def table(variants: list[Variant], title: str) -> Table:
         made.add_row(
             one.name,
             f"{one.weight_bytes / 2**20:.0f}",
-            f"{one.perplexity:.3f}",
-            f"{statistics.mean(one.divergences):.5f}",
-            f"{statistics.mean(one.agreements):.2%}",
+            f"{one.quality.perplexity:.3f}",
+            f"{one.quality.divergence:.5f}",
+            f"{one.quality.agreement:.2%}",
             f"{prefill_rate(one):.0f}",
             *(f"{count / seconds:.1f}" for count, seconds in one.decode_s.items()),
         )

@@ -50,7 +50,7 @@ BITS: Final[dict[Quantization, float]] = {"int8": 8.0, "nf4": 4.25}
 COMPUTE_DTYPE: Final = torch.bfloat16
 """What blocks with quantised weights compute in."""
 
-_INT8_ROWS: Final = 4
+_INT8_ROWS: Final = 16
 """Up to so many rows torch's kernel for int8 weights is faster than making the weight dense (``bench/products.py``)."""
 
 _EXPERT_WEIGHTS: Final = ("gate_up_proj", "up_proj", "down_proj")
