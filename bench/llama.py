@@ -1,6 +1,6 @@
 """A swarm of two servers beside llama.cpp's RPC mode with two servers: the same shape, on this machine, in turns.
 
-Needs llama.cpp built with GGML_RPC=ON: ``COROLLA_LLAMA`` names the directory with ``llama-bench``, ``llama-quantize``
+Needs llama.cpp built with GGML_RPC=ON: ``LLAMA_CPP_BIN`` names the directory with ``llama-bench``, ``llama-quantize``
 and ``ggml-rpc-server``; without it there is nothing to compare with, and it says so. The weights that llama.cpp gets
 are those of the demo model, but its tokenizer is left out and query and key keep transformers' order, which changes
 what it computes and not how fast. llama.cpp counts its head in, and so does a swarm's client.
@@ -51,9 +51,9 @@ _NAMES = {
 def main() -> None:
     """Measure each pair of precisions in turns, print the table, write the report."""
     torch.set_num_threads(1)
-    binaries = os.environ.get("COROLLA_LLAMA")
+    binaries = os.environ.get("LLAMA_CPP_BIN")
     if not binaries:
-        print("skipped: COROLLA_LLAMA does not name a directory with llama.cpp's programs, built with GGML_RPC=ON")
+        print("skipped: LLAMA_CPP_BIN does not name a directory with llama.cpp's programs, built with GGML_RPC=ON")
         return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
