@@ -25,10 +25,15 @@ from transformers import AutoModelForCausalLM
 from bench.report import Row, write_report
 from bench.speed import MODEL, NEW_TOKENS, contender, paired, rate_of, swarm_of
 from corolla.hub import HubConfig, open_repository
+from corolla.terms import Precision
 
 __all__ = ["main"]
 
-PAIRS = {"fp32": ("float32", "F32"), "bf16": ("bfloat16", "BF16"), "4-bit": ("nf4", "Q4_1")}
+PAIRS: dict[str, tuple[Precision, str]] = {
+    "fp32": ("float32", "F32"),
+    "bf16": ("bfloat16", "BF16"),
+    "4-bit": ("nf4", "Q4_1"),
+}
 HOPS = 2
 PROMPT = 512
 SESSIONS = 8
@@ -63,7 +68,7 @@ def main() -> None:
     write_report("llama", rows, f"{MODEL} through {HOPS} servers and llama.cpp's RPC, 1 thread each, {ROUNDS} rounds")
 
 
-def measure(label: str, precision: str, llama: "Llama") -> list[Row]:
+def measure(label: str, precision: Precision, llama: "Llama") -> list[Row]:
     """Let both take turns in one precision."""
     found: dict[str, list[float]] = {}
     with ExitStack() as stack:

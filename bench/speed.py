@@ -25,15 +25,17 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from bench.report import Row, write_report
+from corolla.blocks import compute_dtype, weight_format
 from corolla.client import AutoModelForCausalLM, Session, Swarm
 from corolla.hub import HubConfig, open_repository
+from corolla.terms import DType, Precision
 from corolla.testing import LocalSwarm
 
 __all__ = ["main"]
 
 MODEL = "smollm2"
 BLOCKS = 30
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16"}
 HOPS = (1, 2, 3)
 SESSIONS = (4, 8)
 PROMPTS = (512, 2048)
@@ -88,7 +90,7 @@ def main() -> None:
     write_report("speed", rows, f"{MODEL} on one machine, 1 thread a process, medians of {ROUNDS} rounds in turns")
 
 
-def measure(label: str, dtype: str) -> list[Row]:
+def measure(label: str, dtype: DType) -> list[Row]:
     """Measure one precision: local, and through one, two and three servers."""
     directory = open_repository(MODEL, config=HubConfig()).metadata_directory()
     local = LocalModel.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
@@ -109,15 +111,16 @@ def measure(label: str, dtype: str) -> list[Row]:
 
 
 @contextmanager
-def swarm_of(hops: int, dtype: str) -> Iterator[tuple[Any, LocalSwarm]]:
+def swarm_of(hops: int, precision: Precision) -> Iterator[tuple[Any, LocalSwarm]]:
     """Start servers that share the blocks evenly, and load a client's model."""
     cuts = [round(BLOCKS * hop / hops) for hop in range(hops + 1)]
     spans = [f"{start}:{stop}" for start, stop in zip(cuts, cuts[1:], strict=False)]
     with tempfile.TemporaryDirectory() as logs:
-        arguments = ("--precision", dtype, "--threads", "1", "--kv-bytes", "1GiB")
+        arguments = ("--precision", precision, "--threads", "1", "--kv-bytes", "1GiB")
         with LocalSwarm(MODEL, spans, *arguments, logs=Path(logs)) as servers, Swarm(servers.address) as swarm:
             servers.wait_until_online()
-            yield AutoModelForCausalLM.from_pretrained(MODEL, swarm=swarm, dtype=getattr(torch, dtype)), servers
+            edges = compute_dtype(weight_format(precision))
+            yield AutoModelForCausalLM.from_pretrained(MODEL, swarm=swarm, dtype=edges), servers
 
 
 def contender(name: str, model: Any, remote: Any) -> Contender:

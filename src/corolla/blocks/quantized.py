@@ -306,6 +306,7 @@ class Nf4Layer(FrozenLayer):
 
     def __init__(self, layer: nn.Linear | _Hollow, stored: Tensors | None = None) -> None:
         super().__init__(layer)
+        _bitsandbytes()  # its operators are there once it is imported
         self._shape = (self.out_features, self.in_features)
         self._dtype = COMPUTE_DTYPE if stored is not None else _weight(layer).dtype
         for name, tensor in (self._round(_weight(layer)) if stored is None else stored).items():

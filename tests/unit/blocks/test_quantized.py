@@ -1,9 +1,12 @@
 """Quantised layers: how far rounding may move a weight, and gradients that are those of the rounded weight exactly."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
 
@@ -81,3 +84,26 @@ def test_a_weight_of_zeros_stays_zero():
         layer = layer_of()
         layer.weight.zero_()
         assert not make(layer).dense().any()
+
+
+def test_a_process_that_has_rounded_nothing_yet_can_multiply(tmp_path):
+    torch.manual_seed(0)
+    layer = Nf4Layer(layer_of(bias=False))
+    input_NI = torch.randn(1, 128, dtype=torch.bfloat16)
+    names = ("packed", "scales", "levels")
+    save_file({"input": input_NI} | {name: getattr(layer, name) for name in names}, tmp_path / "in.safetensors")
+    program = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from corolla.blocks.quantized import Nf4Layer
+stored = load_file(sys.argv[1])
+input_NI = stored.pop("input")
+with torch.inference_mode():
+    layer = Nf4Layer(torch.nn.Linear(128, 96, bias=False, device="meta"), stored)
+    save_file({"output": layer.multiply(input_NI)}, sys.argv[2])
+"""
+    files = (str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"))
+    subprocess.run([sys.executable, "-c", program, *files], check=True, capture_output=True, timeout=120)
+    with torch.inference_mode():
+        assert torch.equal(load_file(files[1])["output"], layer.multiply(input_NI))
