@@ -107,9 +107,13 @@ class Layout:
         self._usual_power = usual_power
         self._stable = stable
         self.level = (sum(seat.power for seat in self.seats) or usual_power) / sizes.total
+        self._rates = self._sum_rates()
 
     def rates(self) -> list[float]:
-        """Sum up, for each block, the tokens a second of the servers that have it."""
+        """Give, for each block, the tokens a second of the servers that have it."""
+        return self._rates.copy()
+
+    def _sum_rates(self) -> list[float]:
         changes = [0.0] * (len(self.sizes) + 1)
         for _, start, stop, _, rate, _, _ in self.seats:
             changes[start] += rate

@@ -8,23 +8,36 @@ swarm, by the same rules, from nearly the same snapshot, and does only its own p
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import accumulate, permutations
 from typing import NamedTuple
 
 from corolla.routing.layout import Layout, Seat, Sizes, read_layout
 from corolla.terms import ModelId, PeerId, Snapshot, Span
 
-__all__ = ["Move", "PlacementConfig", "choose_span", "claims_before", "confirm_move", "plan_moves"]
+__all__ = [
+    "Move",
+    "PlacementConfig",
+    "choose_span",
+    "claims_before",
+    "confirm_move",
+    "find_moves",
+    "find_span",
+    "plan_moves",
+]
 
 _DIGITS = 9
 """Needs that differ by less are equal: sums depend on the order of their terms."""
+_FINER = 8.0
+"""Once no move helps by the sharpness of the settings, moves are sought that help by one so many times as high."""
 _MANY = 256
 """In swarms of more servers than this, only some are looked at closely: those that a quick look finds the best to
 move."""
 _SHORTLIST = 48
 """So many of them."""
-_FEW = 24
-"""In swarms of up to so many servers, two that move one after the other are considered as well."""
+_PAIRED = 32
+"""Of so many, the best by the same look, it is also considered that two move one after the other."""
+_CROWD = 64
+"""Of so many servers, one may move into a gap at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +48,7 @@ class PlacementConfig:
         default=48.0, metadata={"help": "how much more the weakest blocks count than others", "unit": ""}
     )
     min_gain: float = field(
-        default=0.05, metadata={"help": "least gain of a move, as a share of what the server adds to a balanced swarm"}
+        default=0.02, metadata={"help": "least gain of a move, as a share of what the server adds to a balanced swarm"}
     )
     horizon_s: float = field(
         default=14400.0, metadata={"help": "for how long a placement is expected to hold", "unit": "seconds"}
@@ -74,12 +87,20 @@ def choose_span(
         ValueError: If not even one block fits.
     """
     config = config or PlacementConfig()
-    blocks = Sizes(sizes)
-    if not blocks.windows(room_bytes):
+    if room_bytes < min(sizes):
         raise ValueError(f"no block of {min(sizes)} bytes or more fits into {room_bytes} bytes")
-    layout = read_layout(snapshot, model, blocks, config.max_claim)
-    newcomer = layout.newcomer(room_bytes)
-    return _Balance(layout, config).best_window(newcomer).span
+    return find_span(read_layout(snapshot, model, Sizes(sizes), config.max_claim), room_bytes, config)
+
+
+def find_span(layout: Layout, room_bytes: int, config: PlacementConfig) -> Span:
+    """Choose as :func:`choose_span` does, from a snapshot that has been read already.
+
+    Args:
+        layout: Who serves what.
+        room_bytes: The bytes of blocks that the server can hold; at least one of them must fit.
+        config: How needs are weighed.
+    """
+    return _Balance(layout, config).best_window(layout.newcomer(room_bytes)).span
 
 
 def claims_before(snapshot: Snapshot, peer: PeerId, respected: Collection[tuple[PeerId, Span]] = ()) -> Snapshot:
@@ -125,20 +146,38 @@ def plan_moves(
         passed_over: Servers that were to move and did not.
     """
     config = config or PlacementConfig()
-    layout = read_layout(snapshot, model, Sizes(sizes), config.max_claim)
-    balance = _Balance(layout, config)
+    return find_moves(read_layout(snapshot, model, Sizes(sizes), config.max_claim), config, passed_over=passed_over)
+
+
+def find_moves(layout: Layout, config: PlacementConfig, *, passed_over: Collection[PeerId] = ()) -> list[Move]:
+    """Plan as :func:`plan_moves` does, from a snapshot that has been read already.
+
+    Args:
+        layout: Who serves what.
+        config: What a move must be worth.
+        passed_over: Servers that were to move and did not.
+    """
     movers = [seat for seat in layout.seats if seat.can_move and seat.peer not in passed_over]
-    shortlist = balance.shortlist(movers)
+    if moves := _one_by_one(_Balance(layout, config), movers, config.max_moves):
+        return moves
+    finest = _Balance(layout, config, _FINER)
+    if moves := _one_by_one(finest, movers, config.max_moves):
+        return moves
+    return finest.find_pair(finest.shortlist(movers, _PAIRED, _PAIRED))
+
+
+def _one_by_one(balance: "_Balance", movers: list[Seat], most: int) -> list[Move]:
+    """Find the best move, then the best after that one, and so on, as long as they help and fill different gaps."""
+    shortlist = balance.shortlist(movers, _MANY, _SHORTLIST)
+    at_once = 1 + len(movers) // _CROWD
     moves: list[Move] = []
-    while shortlist and len(moves) < config.max_moves:
+    while shortlist and len(moves) < max(most, at_once):
         found, *rest = sorted((balance.consider(seat) for seat in shortlist), key=_rank, reverse=True)
-        if not found.is_worthwhile or any(_overlap(found.span, move.span) for move in moves):
+        if not found.is_worthwhile or sum(_overlap(found.span, move.span) for move in moves) >= at_once:
             break
         balance.move(found)
         moves.append(Move(found.seat.peer, found.span))
-        shortlist = [other.seat for other in rest[: 2 * config.max_moves]]
-    if not moves and 2 <= len(movers) <= _FEW:
-        moves = balance.find_pair(movers)
+        shortlist = [other.seat for other in rest[: max(2 * most, at_once)]]
     return moves
 
 
@@ -159,9 +198,11 @@ def confirm_move(snapshot: Snapshot, model: ModelId, sizes: Sequence[int], move:
         return False
     layout = read_layout(snapshot, model, Sizes(sizes), math.inf, giving_way=move.peer)
     seat = next(seat for seat in layout.seats if seat.peer == move.peer)
-    balance = _Balance(layout, PlacementConfig())
-    found = balance.consider(seat, move.span)
-    return not found.opens_hole and (found.fills > 0 or found.gain > 0)
+    config = PlacementConfig()
+    found = _Balance(layout, config, _FINER).consider(seat, move.span)
+    if found.opens_hole:
+        return False
+    return found.fills > 0 or found.gain > 0 or move in find_moves(layout, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +248,27 @@ class _Balance:
     Args:
         layout: Who serves what.
         config: How needs are weighed.
+        finer: How many times as sharply as the settings say. Whatever it is, what the finest look sees never falls, so
+            that moves come to an end.
     """
 
-    def __init__(self, layout: Layout, config: PlacementConfig) -> None:
+    def __init__(self, layout: Layout, config: PlacementConfig, finer: float = 1.0) -> None:
         self._layout = layout
         self._config = config
         self._rates = layout.rates()
         self._stable = layout.stable()
-        self._scale = config.sharpness / layout.level
-        self._now = self._throughput(self._rates)
+        self._scale = finer * config.sharpness / layout.level
+        self._finest = _FINER * config.sharpness / layout.level
+        self._least = 1e-9 * layout.level
+        self._look()
 
-    def shortlist(self, movers: list[Seat]) -> list[Seat]:
-        """Find the servers whose move would add most, by a look that ignores that spans may overlap."""
-        if len(movers) <= _MANY:
+    def _look(self) -> None:
+        self._now = self._throughput(self._rates)
+        self._now_finest = self._throughput(self._rates, self._finest)
+
+    def shortlist(self, movers: list[Seat], many: int, chosen: int) -> list[Seat]:
+        """Of more than ``many`` servers, find those whose move would add most, by a look at needs alone."""
+        if len(movers) <= many:
             return list(movers)
         needs = self._sum_needs(self._rates)
         best: dict[int, float] = {}
@@ -231,7 +280,7 @@ class _Balance:
             loss = (needs[stop] - needs[start]) * (1.0 - share) / share
             scores.append((loss - best[room] * (1.0 - share), index))
         scores.sort()
-        return [movers[index] for _, index in scores[:_SHORTLIST]]
+        return [movers[index] for _, index in scores[:chosen]]
 
     def best_window(self, seat: Seat, rates: list[float] | None = None) -> _Window:
         """Find where a server that is nowhere yet is needed most."""
@@ -259,7 +308,7 @@ class _Balance:
         holes = [sum(rate <= 0.0 for rate in rates) for rates in (self._rates, then)]
         fills = holes[0] - holes[1]
         is_moved = (span.start, span.stop) != (seat.start, seat.stop)
-        is_worthwhile = is_moved and not opens_hole and (fills > 0 or self._is_worth_it([seat], gain, loss))
+        is_worthwhile = is_moved and not opens_hole and (fills > 0 or self._is_worth_it([seat], gain, loss, then))
         return _Proposal(seat, span, fills, gain, loss, opens_hole, is_worthwhile)
 
     def find_pair(self, movers: list[Seat]) -> list[Move]:
@@ -278,7 +327,7 @@ class _Balance:
             then = self._place(then, second, self.best_window(second, then).span)
             gain, loss = self._throughput(then) - self._now, self._now - self._throughput(both)
             is_moved = (target.start, target.stop) != (first.start, first.stop)
-            if is_moved and gain > best[0] and self._is_worth_it([first, second], gain, loss):
+            if is_moved and gain > best[0] and self._is_worth_it([first, second], gain, loss, then):
                 best = gain, [Move(first.peer, target)]
         return best[1]
 
@@ -288,28 +337,28 @@ class _Balance:
         self._rates = self._place(_added(self._rates, seat.start, seat.stop, -seat.rate), seat, found.span)
         for block in range(seat.start, seat.stop):
             self._stable[block] -= 1
-        self._now = self._throughput(self._rates)
+        self._look()
 
-    def _is_worth_it(self, seats: list[Seat], gain: float, loss: float) -> bool:
+    def _is_worth_it(self, seats: list[Seat], gain: float, loss: float, then: list[float]) -> bool:
         """Weigh what is gained until things change again against what is missing meanwhile."""
         away_s = max(seat.move_s or 0.0 for seat in seats)
         least = self._config.min_gain * sum(seat.power for seat in seats) / self._layout.sizes.total
-        return gain > least and gain * (self._config.horizon_s - away_s) > max(loss, 0.0) * away_s
+        if gain <= least or gain * (self._config.horizon_s - away_s) <= max(loss, 0.0) * away_s:
+            return False
+        return self._throughput(then, self._finest) > self._now_finest - self._least
 
     def _place(self, rates: list[float], seat: Seat, span: Span) -> list[float]:
         return _added(rates, span.start, span.stop, seat.power / self._layout.sizes.between(span.start, span.stop))
 
-    def _sum_needs(self, rates: list[float]) -> list[float]:
-        least, scale, exp = min(rates), self._scale, math.exp
-        sums, total = [0.0], 0.0
-        for rate in rates:
-            total += exp((least - rate) * scale)
-            sums.append(total)
-        return sums
+    def _sum_needs(self, rates: list[float], scale: float | None = None) -> list[float]:
+        least, exp = min(rates), math.exp
+        scale = scale or self._scale
+        return list(accumulate([exp((least - rate) * scale) for rate in rates], initial=0.0))
 
-    def _throughput(self, rates: list[float]) -> float:
+    def _throughput(self, rates: list[float], scale: float | None = None) -> float:
         """Give the throughput of the swarm: that of its weakest block, smoothed so that each weak one counts."""
-        return min(rates) - math.log(self._sum_needs(rates)[-1] / len(rates)) / self._scale
+        scale = scale or self._scale
+        return min(rates) - math.log(self._sum_needs(rates, scale)[-1] / len(rates)) / scale
 
 
 def _added(rates: list[float], start: int, stop: int, rate: float) -> list[float]:

@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from corolla.routing import Move, PlacementConfig, Sizes, choose_span, confirm_move, plan_moves
+from corolla.routing import Layout, Move, PlacementConfig, Sizes, confirm_move, find_moves, find_span, read_layout
 from corolla.terms import Announcement, ModelId, PeerId, ServerState, Snapshot, Span, Speed
 
 __all__ = ["Pace", "SimulatedServer", "SimulatedSwarm", "throughput_bound"]
@@ -112,7 +112,8 @@ class SimulatedSwarm:
         self._number = 0
         self._revision = 0
         self._view: tuple[float, int, Snapshot] = (-math.inf, -1, Snapshot(announcements=()))
-        self._plan: tuple[int, list[Move]] = (-1, [])
+        self._read: tuple[int, Layout] | None = None
+        self._plan: tuple[int, dict[PeerId, Move]] = (-1, {})
 
     def join(self, power: float, room_bytes: int, *, is_loaded: bool = False) -> SimulatedServer:
         """Let a server join where it is needed most.
@@ -122,7 +123,7 @@ class SimulatedSwarm:
             room_bytes: What it can hold.
             is_loaded: Whether it is online at once.
         """
-        span = choose_span(self._snapshot(), _MODEL, self._raw_sizes, room_bytes, self._config)
+        span = find_span(self._layout(), room_bytes, self._config)
         return self.put(power, span, room_bytes=room_bytes, is_loaded=is_loaded)
 
     def put(self, power: float, span: Span, *, room_bytes: int, is_loaded: bool = True) -> SimulatedServer:
@@ -196,7 +197,7 @@ class SimulatedSwarm:
         claim = server.claim
         if claim.state != "online" or claim.next_span is not None:
             return
-        move = next((move for move in self._planned() if move.peer == claim.peer), None)
+        move = self._planned().get(claim.peer)
         if move is not None:
             self._say(server, state="online", span=claim.span, next_span=move.span)
             self._at(self._pace.settle_s, partial(self._set_out, server, move))
@@ -243,11 +244,18 @@ class SimulatedSwarm:
             self._view = self.now_s, self._revision, snapshot
         return snapshot
 
-    def _planned(self) -> list[Move]:
-        """Plan once for all who look before anything changes: from the same view all of them plan the same."""
+    def _layout(self) -> Layout:
+        """Read the view once for all who look at it."""
         snapshot = self._snapshot()
+        if self._read is None or self._read[0] != self._view[1]:
+            self._read = self._view[1], read_layout(snapshot, _MODEL, self._sizes, self._config.max_claim)
+        return self._read[1]
+
+    def _planned(self) -> dict[PeerId, Move]:
+        """Plan once for all who look before anything changes: from the same view all of them plan the same."""
+        layout = self._layout()
         if self._plan[0] != self._view[1]:
-            self._plan = self._view[1], plan_moves(snapshot, _MODEL, self._raw_sizes, self._config)
+            self._plan = self._view[1], {move.peer: move for move in find_moves(layout, self._config)}
         return self._plan[1]
 
     def _at(self, after_s: float, act: Callable[[], None]) -> None:
