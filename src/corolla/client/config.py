@@ -6,15 +6,15 @@ from typing import get_args
 
 from corolla.codec import PREFERENCES
 from corolla.errors import ConfigError
-from corolla.routing import Trust
+from corolla.routing import RoutingConfig, Trust
 from corolla.terms import PEER_ID_PATTERN, Precision
 
 __all__ = ["ClientConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientConfig:
-    """How a client talks to servers.
+class ClientConfig(RoutingConfig):
+    """How a client chooses servers and talks to them.
 
     Raises:
         ConfigError: If a value is impossible; says which and what is possible.
@@ -102,9 +102,15 @@ class ClientConfig:
             "chain_tokens",
             "log_bytes",
             "piece_tokens",
+            "unknown_rtt_s",
+            "hop_s",
+            "unknown_block_s",
+            "unknown_bytes_per_s",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.spread <= 1:
+            raise ConfigError(f"spread is {self.spread}; it is a share of a chain's cost, 0 to 1")
         if self.trust not in get_args(Trust):
             raise ConfigError(f"trust is {self.trust!r}; it must be one of {', '.join(get_args(Trust))}")
         if self.trust != "any" and not self.trusted_peers:

@@ -194,9 +194,9 @@ class AsyncSwarm:
         Raises:
             NoChain: If blocks are still missing then.
         """
-        chosen = await self._choose(partial(find_chain, rng=self._rng), demand, wait_s)
+        chosen = await self._choose(partial(find_chain, config=self.config, rng=self._rng), demand, wait_s)
         self._bans.use((hop.peer for hop in chosen.hops), time.monotonic())
-        predicted_s = predict_s(chosen, self.snapshot(), demand, self._known())
+        predicted_s = predict_s(chosen, self.snapshot(), demand, self._known(), self.config)
         shown = " ".join(f"{hop.peer[:8]}={hop.span}" for hop in chosen.hops)
         event(_LOG, "chain chosen", chain=shown, predicted_s=round(predicted_s, 4))
         return chosen
@@ -216,7 +216,9 @@ class AsyncSwarm:
         key = demand.model, demand.span, limit
         lanes, until_s = self._lanes.get(key, ((), 0.0))
         if time.monotonic() >= until_s or any(self.avoids(lane.chain) for lane in lanes):
-            lanes = await self._choose(partial(find_chains, limit=limit, rng=self._rng), demand, None)
+            lanes = await self._choose(
+                partial(find_chains, limit=limit, config=self.config, rng=self._rng), demand, None
+            )
             self._lanes = {key: (lanes, time.monotonic() + _LANES_KEPT_S)}
             rate = round(sum(lane.requests_per_s for lane in lanes), 3)
             event(_LOG, "chains chosen", chains=len(lanes), requests_per_s=rate)
@@ -304,7 +306,7 @@ class AsyncSwarm:
         demands = [*self._wanted.values()] or [
             self._constrained(Demand(model=model, span=span)) for model, span in [*whole.items()][:_MOST_WANTED]
         ]
-        return [server for demand in demands for server in candidates(snapshot, demand, known)]
+        return [server for demand in demands for server in candidates(snapshot, demand, known, self.config)]
 
     async def _keep_membership(self) -> None:
         """In a private swarm, hear who was revoked; if it is this client itself, servers say so when they are asked."""
