@@ -9,7 +9,8 @@ from rich.text import Text
 
 from corolla.cli.config import ChatConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
-from corolla.cli.flags import Flag, command
+from corolla.cli.finding import is_told, seek_peers
+from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.servers import server_as_data, show_servers
 from corolla.cli.settings import Settings
@@ -44,9 +45,7 @@ class _Model(TypedDict):
     sections=("chat", "client", "swarm", "hub"),
     flags=(
         Flag("chat.model", "MODEL"),
-        Flag("chat.peers", "--peer"),
-        Flag("swarm.invite"),
-        Flag("swarm.directory"),
+        *FINDING_FLAGS,
         Flag("output.json"),
         Flag("output.quiet"),
     ),
@@ -54,11 +53,15 @@ class _Model(TypedDict):
 def info(settings: Settings) -> None:
     """Show what a model is, and who serves it.
 
-    Who serves it is seen from a --peer of the swarm; without MODEL, it is the only model that the swarm has.
+    Who serves it is seen from a --peer of the swarm, or from whoever is found; without MODEL, it is the only model that
+    the swarm has.
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
     swarm = with_state(settings.get(SwarmConfig))
-    look = anyio.run(look_at_swarm, swarm, config.peers) if config.peers or swarm.invite or swarm.directory else None
+    peers = config.peers
+    if not peers and not is_told(swarm):
+        peers = seek_peers(settings, output, config.model, is_one_model=config.model is None)
+    look = anyio.run(look_at_swarm, swarm, peers) if peers or is_told(swarm) else None
     name = config.model
     if name is None and look is not None:
         from corolla.client import only_model

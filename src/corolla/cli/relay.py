@@ -9,11 +9,12 @@ from rich.filesize import decimal
 from corolla import __version__
 from corolla.cli.config import OutputConfig
 from corolla.cli.console import Output
+from corolla.cli.finding import is_told, seek_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
-from corolla.swarm import LightConfig, LightPeer, RelayConfig, RelayLoad, SwarmConfig
+from corolla.swarm import LightConfig, LightPeer, RelayConfig, RelayLoad, SwarmConfig, is_loopback
 from corolla.swarm.light import LightStage
 from corolla.telemetry import configure_logging
 
@@ -33,6 +34,8 @@ _SHOW_S = 10.0
         Flag("light.name"),
         Flag("swarm.invite"),
         Flag("swarm.directory"),
+        Flag("swarm.lan", "--lan/--no-lan"),
+        Flag("swarm.dht"),
         Flag("relay.max_peers"),
         Flag("relay.max_streams"),
         Flag("relay.max_streams_per_peer"),
@@ -48,18 +51,22 @@ def relay(settings: Settings) -> None:
     """Help a swarm's peers to meet, and to be reached behind their routers.
 
     Others enter the swarm through this peer, learn from it how they are seen from outside, and are reached by it if
-    they cannot be dialled. What passes is encrypted between the two others. Run it where a public address is; it serves
-    no blocks and needs little.
+    they cannot be dialled. Without --peer it joins the swarm that it finds on the local network or, if it has an
+    invite, in the DHT; if there is none, it starts one. What passes is encrypted between the two others. Run it where a
+    public address is; it serves no blocks and needs little.
     """
-    config = settings.get(OutputConfig)
+    config, output = settings.get(OutputConfig), Output(settings.get(OutputConfig))
     configure_logging(config.log_level, json=config.log_json)
+    light, swarm = settings.get(LightConfig), with_state(settings.get(SwarmConfig))
+    if not light.peers and not is_told(swarm) and (swarm.lan_interface or not is_loopback(light.host)):
+        light = replace(light, peers=seek_peers(settings, output, None, is_one_model=False))
     peer = LightPeer(
-        settings.get(LightConfig),
-        swarm=with_state(settings.get(SwarmConfig)),
+        light,
+        swarm=swarm,
         relay=replace(settings.get(RelayConfig), enabled=True),
         version=__version__,
     )
-    anyio.run(_Run(peer, Output(config)).live)
+    anyio.run(_Run(peer, output).live)
 
 
 class _Run:
