@@ -5,9 +5,11 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 
@@ -84,8 +86,10 @@ def serve(settings: Settings) -> int:
     configure_logging(config.log_level, json=config.log_json)
     supervisor = settings.get(SupervisorConfig)
     if supervisor.restart:
-        arguments = [*sys.argv[1:], "--no-restart"]
-        return supervise(arguments, Output(config), longest_wait_s=supervisor.longest_wait_s)
+        with tempfile.TemporaryDirectory(prefix="corolla-") as scratch:  # a server that crashed comes back as itself
+            own = [] if settings.get(ServerConfig).identity else ["--identity", str(Path(scratch) / "identity.pem")]
+            arguments = [*sys.argv[1:], *own, "--no-restart"]
+            return supervise(arguments, Output(config), longest_wait_s=supervisor.longest_wait_s)
     share_heap()
     limit_kernels()
     server_config = settings.get(ServerConfig)

@@ -4,6 +4,7 @@ Owns the server's process, which leaves when this one ends, however it ends. Wha
 system does when memory is short, cannot be caught within it.
 """
 
+import logging
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from contextlib import suppress
 from corolla.cli.console import Output
 from corolla.cli.failures import INTERRUPTED, MISUSED
 from corolla.cli.signals import catch_signals
+from corolla.telemetry import event, logger
 
 __all__ = ["supervise"]
 
+_LOG = logger(__name__)
 _FIRST_WAIT_S = 1.0
 _HEALTHY_S = 300.0
 """A server that lived so long has not failed at its start: the next wait is the first again."""
@@ -50,7 +53,9 @@ def supervise(arguments: Sequence[str], output: Output, *, longest_wait_s: float
                 return status
             if time.monotonic() - started_s > _HEALTHY_S:
                 wait_s = _FIRST_WAIT_S
-            output.note(f"the server {_describe(status)}; starting it again in {wait_s:.0f} s", "yellow")
+            reason = _describe(status)
+            event(_LOG, "the server is started again", level=logging.WARNING, why=reason, after_s=wait_s)
+            output.note(f"the server {reason}; starting it again in {wait_s:.0f} s", "yellow")
             if supervisor.wait(wait_s):
                 return INTERRUPTED
             wait_s = min(2 * wait_s, longest_wait_s)
@@ -98,5 +103,6 @@ class _Supervisor:
 def _describe(status: int) -> str:
     if status < 0:
         with suppress(ValueError):
-            return f"was ended by {signal.Signals(-status).name}"
+            name = signal.Signals(-status).name
+            return f"was ended by {name}" + (", as the system does when memory is short" if name == "SIGKILL" else "")
     return f"failed with status {status}, see above"
