@@ -36,7 +36,7 @@ test: $(ENVIRONMENT)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 wan: $(ENVIRONMENT)
-	EMULATE_WAN=1 $(BIN)/python -m pytest tests/wan
+	EMULATE_WAN=1 $(BIN)/python -m pytest -p no:randomly tests/wan  # in order: later tests break what earlier ones use
 
 # Random stories in a network in memory first, then processes.
 chaos: $(ENVIRONMENT)

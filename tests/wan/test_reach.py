@@ -6,7 +6,7 @@ import pytest
 
 from .conftest import ENVIRONMENT
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_public_peer_knows_that_it_is_and_is_dialled_directly(internet):
@@ -113,7 +113,9 @@ def test_when_a_relay_dies_work_through_it_ends_with_an_error_and_new_streams_ta
 )
 def test_the_doctor_tells_what_is_between(internet, host, router, reach):
     command = ("-m", "corolla", "doctor", "--peer", internet.entry, "--port", "0", "--no-lan", "--json")
-    said = internet.run(host, *command).wait_for(lambda said: "findings" in said)
+    doctor = internet.run(host, *command)
+    said = doctor.wait_for(lambda said: "findings" in said)
+    doctor.stop()
     found = {finding["what"]: finding["says"] for finding in said["findings"]}
     assert router in found["router"]
     assert reach in found["reach"]
