@@ -30,10 +30,16 @@ def test_a_killed_server_leaves_its_port_and_cache_to_the_next(model, tmp_path, 
         assert following.wait_for("online")["addresses"][0] == address
 
 
-def stages_of(process):
+def lives_of(process):
+    """For each time that a server comes online, who it is; then the last two stages."""
+    stages = []
     for line in process.stdout:
         if line.startswith(b"{"):
-            yield json.loads(line)["stage"]
+            said = json.loads(line)
+            stages.append(said["stage"])
+            if said["stage"] == "online":
+                yield said["peer"]
+    yield stages[-2:]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not told to end there")
@@ -42,14 +48,15 @@ def test_a_supervised_server_is_started_again_and_drains_when_its_supervisor_is_
     with (tmp_path / "log").open("wb") as log:
         supervisor = subprocess.Popen([*command, "--restart", *ARGUMENTS], stdout=subprocess.PIPE, stderr=log)
     try:
-        stages = stages_of(supervisor)
-        assert "online" in stages
+        lives = lives_of(supervisor)
+        peer = next(lives)
         (server,) = psutil.Process(supervisor.pid).children()
         os.kill(server.pid, signal.SIGKILL)
-        assert "online" in stages
+        assert next(lives) == peer, "it has come back as somebody else"
         supervisor.send_signal(signal.SIGTERM)
-        assert list(stages)[-2:] == ["draining", "left"]
+        assert next(lives) == ["draining", "left"]
         assert supervisor.wait(20) == 0
+        assert b"was ended by SIGKILL" in (tmp_path / "log").read_bytes()
     finally:
         supervisor.kill()
         supervisor.stdout.close()
