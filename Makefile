@@ -12,13 +12,14 @@ endif
 ENVIRONMENT := .venv/made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test wan chaos lm-eval check lint types bench docs notebooks site
+.PHONY: help demo test wan chaos fuzz lm-eval check lint types bench docs notebooks site
 
 help:
 	@echo "make demo    a private swarm on this machine, and a chat with it; Ctrl-C ends it"
 	@echo "make test    all tests"
 	@echo "make wan     tests on emulated home routers; needs root on Linux"
-	@echo "make chaos   a soak: servers die while clients speak; CHAOS='--minutes 60 --clients 20'"
+	@echo "make chaos   a soak of an hour: servers die while clients speak; CHAOS='--minutes 5'"
+	@echo "make fuzz    made-up bytes against what reads those of peers; installs atheris; FUZZ=-max_total_time=3600"
 	@echo "make lm-eval lm-eval against the gateway; installs lm-eval, which is large"
 	@echo "make check   lint, types and tests: what a change must pass"
 	@echo "make lint    style, format and the direction of imports"
@@ -41,7 +42,11 @@ wan: $(ENVIRONMENT)
 # Random stories in a network in memory first, then processes.
 chaos: $(ENVIRONMENT)
 	$(BIN)/python -m pytest tests/unit/client/test_chaos.py --hypothesis-profile=long --timeout=0
-	$(BIN)/python -m bench.chaos $(CHAOS)
+	$(BIN)/python -m bench.chaos --minutes 60 --clients 20 --every 20 $(CHAOS)
+
+fuzz: $(ENVIRONMENT)
+	$(BIN)/python -m pip install --disable-pip-version-check --only-binary :all: atheris
+	$(BIN)/python tests/property/fuzz.py $(or $(FUZZ),-max_total_time=60)
 
 lm-eval: $(ENVIRONMENT)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt 'lm-eval[api]'

@@ -322,3 +322,30 @@ def test_a_batch_in_a_session_keeps_its_padding(llama, sent):
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(llama):
     with pytest.raises(ContextTooLong, match="300 tokens.*256"):
         llama.remote.generate(prompt(1, 300), max_new_tokens=1, **GREEDY)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("drafts", ["all right", "by chance"])
+def test_all_that_was_verified_of_a_draft_is_kept(llama, drafts):
+    """Petals defect O: the token that verifying a draft gives besides was thrown away, and so computed once more.
+
+    Speculative decoding is transformers' own: a draft of ``n`` tokens costs one step of the swarm and, if it is right,
+    gives ``n + 1`` tokens; what is wrong of it is taken off the rows of the servers again.
+    """
+    ids_BT, steps = prompt(), []
+    if drafts == "all right":
+        assistant = transformers.AutoModelForCausalLM.from_pretrained(llama.directory, dtype=torch.float32)
+        options = {"assistant_model": assistant}
+        assistant.generation_config.num_assistant_tokens = 5
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = 0.0
+    else:
+        options = {"prompt_lookup_num_tokens": 4}
+    expected = llama.local.generate(ids_BT, max_new_tokens=24, **GREEDY)
+    counting = llama.remote.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    try:
+        said = llama.remote.generate(ids_BT, max_new_tokens=24, **GREEDY, **options)
+    finally:
+        counting.remove()
+    assert torch.equal(said, expected)
+    assert len(steps) <= (24 / 6 if drafts == "all right" else 24)

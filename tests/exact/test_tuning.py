@@ -2,6 +2,10 @@
 
 # B batch, T tokens
 
+from functools import partial
+
+import anyio
+import anyio.to_thread
 import peft
 import pytest
 import torch
@@ -140,6 +144,52 @@ def test_an_adapter_can_be_put_aside(pairs):
     assert torch.equal(remote(prompt()).logits, local(prompt()).logits)
 
 
+def test_adapters_that_are_used_at_once_do_not_disturb_each_other(pairs):
+    """Petals defect J: two clients train and speak with adapters of their own, and a third with none, on one server."""
+    pair = pairs["llama"]
+    models = [tuned(pair, "lora") for _ in range(2)]
+    speakers = [peft.get_peft_model(remote_of(pair), METHODS["lora"]("llama")).eval() for _ in models]
+    ids_BT = prompt()
+    for scale, (local, remote), speaker in zip((1.0, -3.0), models, speakers, strict=True):
+        with torch.no_grad():
+            for model in (local, remote):
+                for parameter in trained(model).values():
+                    parameter.mul_(scale)
+        speaker.load_state_dict(trained(local), strict=False)
+        losses(local, ids_BT, None)
+    said = [model.generate(ids_BT, **GREEDY) for model in (models[0][0], models[1][0], local_of(pair))]
+    assert not torch.equal(said[0], said[1])
+    training = [partial(losses, remote, ids_BT, None) for _, remote in models]
+    speaking = [partial(one.generate, ids_BT, **GREEDY) for one in [*speakers, remote_of(pair)]]
+    for _ in range(3):
+        for _, remote in models:
+            remote.zero_grad()
+        heard = anyio.run(at_once, training + speaking)
+        assert all(torch.equal(*texts) for texts in zip(heard[2:], said, strict=True))
+        for local, remote in models:
+            assert_same_gradients(remote, local)
+
+
+async def at_once(functions):
+    """Call functions, each on a thread of its own."""
+    results = {}
+
+    async def call(function):
+        results[function] = await anyio.to_thread.run_sync(function)
+
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(call, function)
+    return [results[function] for function in functions]
+
+
+def assert_same_gradients(model, other):
+    theirs = trained(other)
+    for name, parameter in trained(model).items():
+        expected = theirs[name].grad
+        assert (parameter.grad - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
 def test_a_batch_over_several_chains_has_the_gradients_of_one(pairs):
     pair = pairs["llama"]
     local, _ = tuned(pair, "lora")
@@ -155,9 +205,7 @@ def test_a_batch_over_several_chains_has_the_gradients_of_one(pairs):
         remote = peft.get_peft_model(model, METHODS["lora"]("llama"))
         remote.load_state_dict(theirs, strict=False)
         losses(remote, ids_BT, None)
-    for name, parameter in trained(remote).items():
-        expected = theirs[name].grad
-        assert (parameter.grad - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert_same_gradients(remote, local)
 
 
 @pytest.mark.parametrize(

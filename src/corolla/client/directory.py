@@ -72,6 +72,9 @@ class AsyncSwarm:
         swarm_config: How to talk to the swarm.
         transport: Makes this peer's way of sending bytes; ``None`` for TLS over TCP.
 
+    Attributes:
+        peer_id: Who servers see.
+
     Raises:
         ConfigError: If an address cannot be read.
     """
@@ -90,10 +93,10 @@ class AsyncSwarm:
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
         own = make(identity)
         self._endpoint = Endpoint(identity, [own], self._swarm_config)
+        self.peer_id = identity.peer_id
         self._upgrades = dial_through_relays(self._endpoint, own)
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
-        contacts = contacts_of(self._endpoint, peers)
-        self._watcher = make_watcher(self._endpoint, directory, contacts, rng=random.Random())
+        self._watcher = make_watcher(self._endpoint, directory, contacts_of(self._endpoint, peers), rng=random.Random())
         self._pings = Pings(self._endpoint)
         self._bans = Bans()
         self._experience = Experience()

@@ -162,15 +162,16 @@ class Hops:
 
     # Broken streams
 
-    async def resume(self) -> list[tuple[HopSession, int]]:
+    async def resume(self) -> list[tuple[HopSession, int | None]]:
         """Come back to the hops whose streams broke, where the servers still hold the session.
 
         If no server at all can be reached, it is this machine's own connection that is lost, and is waited for.
 
         Returns:
-            Those that stand again, in order, and for each the last step that it has taken.
+            Those that were reached, in order, and for each the last step that it has taken; ``None`` if it holds the
+            session no more, so that it is the session that is over and not the server.
         """
-        resumed: dict[HopSession, int] = {}
+        resumed: dict[HopSession, int | None] = {}
         until_s = anyio.current_time() + self._swarm.config.resume_s
         pause_s = _AGAIN_S
         while broken := [one for one in self if one.failure is not None and one.may_resume]:
@@ -184,8 +185,10 @@ class Hops:
             pause_s = min(2 * pause_s, _AGAIN_AT_MOST_S)
         return sorted(resumed.items(), key=lambda found: found[0].hop.span.start)
 
-    async def _resume(self, session: HopSession, resumed: dict[HopSession, int]) -> None:
+    async def _resume(self, session: HopSession, resumed: dict[HopSession, int | None]) -> None:
         try:
             resumed[session] = await session.resume(self._swarm.dial(session.hop, is_new=True), limit_s=_RESUME_S)
         except Error as error:
             error.peer = error.peer or session.hop.peer
+            if error.retry == "same":
+                resumed[session] = None

@@ -279,8 +279,10 @@ class LiveChain:
     async def _resume(self) -> None:
         """Come back to hops whose streams broke, and have them given the steps that they may lack."""
         for session, taken in await self.hops.resume():
-            self._swarm.start(session.listen, self.hear)
             self._router.forgive(session.hop.peer)
+            if taken is None:
+                continue
+            self._swarm.start(session.listen, self.hear)
             self.trace.decide("stream resumed", peer=session.hop.peer[:8], taken=taken)
             before = self.hops.before(session)
             try:

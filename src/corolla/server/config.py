@@ -51,10 +51,15 @@ class ServerConfig:
         },
     )
     peer_sessions: int = field(
-        default=64, metadata={"help": "sessions that one peer may have open here", "unit": "sessions"}
+        default=64,
+        metadata={"help": "sessions that one peer may have open here while others have some", "unit": "sessions"},
     )
     peer_kv_share: float = field(
-        default=0.5, metadata={"help": "share of the KV tokens that several sessions of one peer may have together"}
+        default=0.5,
+        metadata={
+            "help": "share of the KV tokens that several sessions of one peer may have together while others have "
+            "some; what it has beyond that yields to them"
+        },
     )
     drain_s: float = field(
         default=30.0, metadata={"help": "how long sessions may still finish when the server leaves", "unit": "seconds"}

@@ -13,6 +13,7 @@ import anyio
 import torch
 
 from corolla.blocks import Adapter
+from corolla.cache import pages_for
 from corolla.codec import check_preference, join_numbers
 from corolla.engine import Engine, Sequences, SessionRows
 from corolla.errors import Error, OutdatedView, PeerBusy, PeerTimeout, RemoteProtocolError, SessionExpired
@@ -176,18 +177,33 @@ class Handler:
         check_preference(opening.codec)
         if self.is_draining:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
-        open_now = [one.rows for one in self._sessions if one.line.peer == peer and not one.rows.ended]
-        self._limits.check(open_now, opening, engine)
+        more = opening.rows * pages_for(opening.max_tokens)
+        self._limits.check(peer, more, [one.holding for one in self._open_on(engine)], engine.kv_pages)
         while True:
             try:
                 return engine.open_session(opening.span, opening.rows, opening.max_tokens, adapter)
-            except PeerBusy:  # room is for who is here
-                parked = next((one for one in self._sessions if one.line.is_parked and one.engine is engine), None)
-                if parked is None:
+            except PeerBusy:
+                if not self._make_room(engine, peer):
                     raise
-                parked.line.is_parked = False
-                parked.line.give_up()
-                engine.close_session(parked.rows)
+
+    def _open_on(self, engine: Engine) -> list[ServedSession]:
+        return [one for one in self._sessions if one.engine is engine and not one.rows.ended]
+
+    def _make_room(self, engine: Engine, peer: PeerId) -> bool:
+        """End a session for a peer that has none: one whose client is away, or that has to yield."""
+        sessions = self._open_on(engine)
+        if parked := next((one for one in sessions if one.line.is_parked), None):
+            parked.line.is_parked = False
+            parked.line.give_up()
+            engine.close_session(parked.rows)
+            return True
+        index = self._limits.find_yielding(peer, [one.holding for one in sessions], engine.kv_pages)
+        if index is None:
+            return False
+        silent_s = sessions[index].holding.silent_s
+        sessions[index].expire(f"after {silent_s:.0f} s of silence, the session's room was needed by another peer")
+        engine.close_session(sessions[index].rows)
+        return True
 
     async def _resume_session(self, channel: Channel, resume: Resume) -> None:
         """Let a client go on with its session on another stream."""
@@ -206,6 +222,15 @@ class Handler:
         """End all leases at once, but for those of sessions that a step is computed for."""
         for session in self._sessions:
             session.expire()
+
+    async def drop_sessions(self, client: PeerId | None = None) -> None:
+        """Lose what sessions hold, and their streams, without a word, as a crash does.
+
+        Args:
+            client: Whose; ``None`` for all.
+        """
+        for session in [one for one in self._sessions if client in (None, one.line.peer)]:
+            await session.line.drop()
 
     async def ask_to_leave(self, engine: Engine, left_s: float) -> None:
         """Tell the clients of an engine's sessions that it will be gone, so that they move.

@@ -142,6 +142,11 @@ class Line:
         self._is_given_up = True
         self._back.set()
 
+    async def drop(self) -> None:
+        """Close the stream without a word, and forget the client, as a crash does."""
+        self.give_up()
+        await self._channel.aclose()
+
     def free(self) -> None:
         """Note that the session was closed in peace: the stream can carry another."""
         self._channel.settle()

@@ -3,6 +3,7 @@
 Owns the registry. Knows nothing of who reads it; :mod:`corolla.telemetry.metrics` opens the port.
 """
 
+import asyncio
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping
 from typing import Final, get_args
@@ -33,6 +34,7 @@ class ServerMetrics:
     def __init__(self, refused: Counts[str], relay_load: Callable[[], RelayLoad | None]) -> None:
         self.registry = CollectorRegistry()
         self._said: Announcement | None = None
+        self._tasks: int | None = None
         self._relay_load = relay_load
         self._generation = GenerationMetrics(self.registry)
         self._tokens = Counter(
@@ -57,6 +59,7 @@ class ServerMetrics:
                 Reading("corolla_server_progress", "Of loading, 0 to 1.", self._say(lambda one: one.progress)),
                 Reading("corolla_server_sessions", "Open sessions.", self._say(lambda one: one.sessions)),
                 Reading("corolla_server_free_kv_tokens", "Promised to nobody.", self._say(lambda one: one.free_tokens)),
+                Reading("corolla_server_tasks", "When it last announced itself.", lambda: self._tasks),
                 Reading("corolla_server_tokens_per_second", "For one session or a prompt.", self._speeds, "kind"),
                 Reading("corolla_relay_peers", "Reached by it.", self._relay(lambda load: load.peers)),
                 Reading("corolla_relay_streams", "Joined by it.", self._relay(lambda load: load.streams)),
@@ -67,8 +70,9 @@ class ServerMetrics:
         ProcessCollector(registry=self.registry)
 
     def note_said(self, announcement: Announcement) -> None:
-        """Note what the server says of itself now."""
+        """Note what the server says of itself now; on its event loop."""
         self._said = announcement
+        self._tasks = len(asyncio.all_tasks())
 
     def note_work(self, kind: WorkKind, tokens: int, result: Result) -> None:
         """Note what came of some work.

@@ -170,9 +170,9 @@ class Server:
         """Ask the server to drain and leave. Doing it twice does no harm."""
         self._stop.set()
 
-    def expire_sessions(self) -> None:
-        """Forget what sessions hold, as after a restart; their clients have it replayed."""
-        self._handler.expire_sessions()
+    async def drop_sessions(self, client: PeerId | None = None) -> None:
+        """Lose what a client's sessions hold, or all, and their streams, as by a crash; for tests and benchmarks."""
+        await self._handler.drop_sessions(client)
 
     async def run(
         self, watch: Callable[[Stage], Awaitable[None]] | None = None, report: Progress = stay_silent

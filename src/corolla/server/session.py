@@ -21,6 +21,7 @@ from corolla.engine import Engine, Result, SessionRows
 from corolla.errors import Error, NotFinite, PeerTimeout, RemoteProtocolError, SessionExpired, UsageError, ungrouped
 from corolla.replay import Log, replay_tokens
 from corolla.server.handover import Handover, take_over_rows
+from corolla.server.limits import Holding
 from corolla.server.line import Line
 from corolla.server.outlet import FeedTo, Outlet
 from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
@@ -90,6 +91,7 @@ class ServedSession:
         self._pushing = anyio.CancelScope()
         self._idle_since_s: float | None = anyio.current_time()
         self._expiry = anyio.Event()
+        self._expired = ""
         self._feed = FeedTo(outlet, opening.successor) if opening.successor else None
         self._log = Log(opening.rows)
         self._resting = asyncio.Lock()
@@ -138,8 +140,15 @@ class ServedSession:
                 state.received(received.message)
                 await self._waiting.put(received)
 
-    def expire(self) -> None:
+    @property
+    def holding(self) -> Holding:
+        """What it holds."""
+        silent_s = 0.0 if self._idle_since_s is None else anyio.current_time() - self._idle_since_s
+        return Holding(self.line.peer, self.rows.lease.claim_pages, silent_s)
+
+    def expire(self, why: str = "") -> None:
         """End the lease at once, unless a step is computed."""
+        self._expired = why
         self._expiry.set()
 
     async def leave(self, left_s: float) -> None:
@@ -184,7 +193,8 @@ class ServedSession:
                 await self._expiry.wait()
             is_over = self._expiry.is_set() or left_s <= 0
             if is_over and self._idle_since_s is not None:
-                raise SessionExpired(f"nothing was heard of the session for {lease_s:g} s; open another one")
+                why = self._expired or f"nothing was heard of the session for {lease_s:g} s"
+                raise SessionExpired(f"{why}; open another one")
             self._expiry = anyio.Event()
 
     async def _work(self) -> None:

@@ -9,6 +9,7 @@ from corolla.testing.chaos import Chaos, ChaosPlan, ChaosReport
 from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
+from corolla.testing.sizes import Growth, Size, Sizes
 from corolla.testing.threads import ServerThread, ThreadedSwarm
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Chaos",
     "ChaosPlan",
     "ChaosReport",
+    "Growth",
     "LocalSwarm",
     "MemoryNetwork",
     "MemoryTransport",
@@ -23,6 +25,8 @@ __all__ = [
     "ServerThread",
     "SimulatedServer",
     "SimulatedSwarm",
+    "Size",
+    "Sizes",
     "ThreadedSwarm",
     "save_tiny_model",
 ]

@@ -5,6 +5,7 @@ Owns the servers, which are processes, and the clients, which are threads of thi
 
 # B batch, T tokens
 
+import asyncio
 import random
 import threading
 import time
@@ -23,6 +24,7 @@ from corolla.errors import Error, PeerTimeout
 from corolla.terms import Announcement
 from corolla.testing.models import save_tiny_model
 from corolla.testing.processes import ServerProcess
+from corolla.testing.sizes import Growth, Size, Sizes
 
 __all__ = ["Chaos", "ChaosPlan", "ChaosReport"]
 
@@ -30,6 +32,8 @@ _KINDS = ("kill", "leave", "freeze")
 _PROMPTS = 8
 _NEW_TOKENS = 24
 _TURNS = 3
+_START_S = 600.0
+"""How long a server may take to start, on a machine that others keep busy."""
 _FREED_S = 60.0
 """How long servers may take to say that no session is left."""
 
@@ -41,19 +45,23 @@ class ChaosPlan:
     Args:
         spans: The blocks of a chain's servers.
         replicas: How many servers have each.
+        spared: To how many of these nothing happens, so that it can be seen whether they grow.
         clients: How many clients speak at the same time.
         run_s: For how long; at least until each disaster was once.
-        every_s: How long nothing happens between two disasters, on average.
+        every_s: How long after one disaster begins the next, on average; one takes place at a time.
         frozen_s: For how long a server is frozen.
+        rest_s: How long a client says nothing after a text, on average.
         seed: Of the dice.
     """
 
     spans: Sequence[str] = ("0:2", "2:4")
     replicas: int = 2
+    spared: int = 0
     clients: int = 2
     run_s: float = 20.0
     every_s: float = 2.0
     frozen_s: float = 3.0
+    rest_s: float = 0.0
     seed: int = 0
 
 
@@ -67,8 +75,8 @@ class ChaosReport:
         replays: How often a server was given what another had held.
         wrong: Texts that were not those of the undisturbed model.
         failures: How clients failed.
-        grown: For each server that stood to the end: by how much its memory grew since it was first used, in bytes, and
-            its open files and threads.
+        lost_tokens: KV tokens that servers do not have back when all clients have gone.
+        grown: By how much processes have grown: this one, with all clients, and the servers that were spared.
     """
 
     disasters: Counter[str] = field(default_factory=Counter)
@@ -76,7 +84,8 @@ class ChaosReport:
     replays: int = 0
     wrong: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    grown: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    lost_tokens: int = 0
+    grown: dict[str, Growth] = field(default_factory=dict)
 
 
 class Chaos:
@@ -95,7 +104,9 @@ class Chaos:
         self._model = save_tiny_model(folder / "model")
         self._stack = ExitStack()
         self._servers: list[tuple[str, ServerProcess]] = []
-        self._first_sizes: dict[str, tuple[int, int, int]] = {}
+        self._sizes = Sizes()
+        self._clients: dict[int, Swarm] = {}
+        self._usual_tokens: dict[str, int] = {}
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._said: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -107,7 +118,7 @@ class Chaos:
             for span in [*self._plan.spans] * self._plan.replicas:
                 self._servers.append((span, self._start(span)))
             for _, server in self._servers:
-                server.wait_for("online")
+                server.wait_for("online", within_s=_START_S)
             self._stack = stack.pop_all()
         return self
 
@@ -125,41 +136,42 @@ class Chaos:
             PeerTimeout: If servers still hold sessions when all clients have gone.
         """
         self._said = [self._speak_alone(number) for number in range(_PROMPTS)]
+        self._usual_tokens = self._free_tokens()
         with ThreadPoolExecutor(self._plan.clients) as clients:
             talks = [clients.submit(self._talk, number) for number in range(self._plan.clients)]
             try:
                 self._befall()
+                self._measure()
             finally:
                 self._is_over.set()
             for talk in talks:
                 talk.result()
         self._check_freed()
-        for _, server in self._servers:
-            first = self._first_sizes.get(server.peer_id)
-            if first is not None:
-                now = _sizes(server)
-                self.report.grown[server.peer_id[:8]] = (now[0] - first[0], now[1] - first[1], now[2] - first[2])
+        self.report.grown = self._sizes.growths()
         return self.report
 
     def _start(self, span: str) -> ServerProcess:
         known = [server.address for _, server in self._servers]
         log = self._folder / f"server-{time.monotonic_ns()}.log"
-        arguments = ("--blocks", span, "--threads", "1", "--kv-bytes", str(16 << 20), "--precision", "float32")
+        arguments = ["--blocks", span, "--threads", "1", "--kv-bytes", str(16 << 20), "--precision", "float32"]
+        arguments += ["--metrics-port", "0"]
         server = ServerProcess(str(self._model), *arguments, peers=known[:2], log=log)
         self._stack.enter_context(server)
-        server.wait_for("listening")
+        server.wait_for("listening", within_s=_START_S)
         return server
 
     def _befall(self) -> None:
         """Let one disaster follow another; each block keeps a server that nothing happens to meanwhile."""
+        due_s = time.monotonic() + self._rng.expovariate(1 / self._plan.every_s)
         until_s = time.monotonic() + self._plan.run_s
         while (left_s := until_s - time.monotonic()) > 0 or self.report.disasters.total() < len(_KINDS):
-            self._is_over.wait(min(max(0.0, left_s), self._rng.expovariate(1 / self._plan.every_s)))
+            rest_s = due_s - time.monotonic()
+            self._is_over.wait(max(0.0, min(left_s, rest_s)))
+            due_s = time.monotonic() + self._rng.expovariate(1 / self._plan.every_s)
             kind = _KINDS[self.report.disasters.total() % len(_KINDS)]
-            index = self._rng.randrange(len(self._servers))
+            index = self._rng.randrange(self._spared, len(self._servers))
             span, server = self._servers[index]
-            for _, one in self._servers:
-                self._first_sizes.setdefault(one.peer_id, _sizes(one))
+            self._measure()
             if kind == "freeze":
                 psutil.Process(server.process.pid).suspend()
                 self._is_over.wait(self._plan.frozen_s)
@@ -170,10 +182,10 @@ class Chaos:
                 self._servers.pop(index)
                 fresh = self._start(span)
                 self._servers.append((span, fresh))
-                fresh.wait_for("online")
+                fresh.wait_for("online", within_s=_START_S)
                 if kind == "leave":
                     server.leave()
-                    server.process.wait(60)
+                    server.process.wait(_START_S)
             self.report.disasters[kind] += 1
 
     def _talk(self, number: int) -> None:
@@ -182,15 +194,19 @@ class Chaos:
         addresses = [server.address for _, server in self._servers]
         try:
             with Swarm(addresses, config=ClientConfig(codec="raw", attempts=12, chain_s=60.0)) as swarm:
+                self._clients[number] = swarm
                 model = AutoModelForCausalLM.from_pretrained(str(self._model), swarm=swarm, dtype=torch.float32)
                 while not self._is_over.is_set():
                     with model.session(128) as session:
                         for _ in range(rng.randint(1, _TURNS)):
                             self._compare(*self._said[rng.randrange(_PROMPTS)], model, session)
+                            self._is_over.wait(rng.expovariate(1 / self._plan.rest_s) if self._plan.rest_s else 0)
                         with self._lock:
                             self.report.replays += len(session.replays)
+                self._clients.pop(number)
         except Error as error:
             with self._lock:
+                self._clients.pop(number, None)
                 self.report.failures.append(f"client {number}: {error.message}")
 
     def _compare(self, prompt_BT: torch.Tensor, expected_BT: torch.Tensor, model: object, session: object) -> None:
@@ -208,19 +224,48 @@ class Chaos:
         prompt_BT = torch.randint(3, 98, (1, 4 + 5 * number), generator=generator)
         return prompt_BT, _speak(model, prompt_BT)
 
+    @property
+    def _spared(self) -> int:
+        """How many servers, the first ones, are spared."""
+        return self._plan.spared * len(self._plan.spans)
+
+    def _measure(self) -> None:
+        for _, server in self._servers[: self._spared]:
+            self._sizes.note(f"server {server.peer_id[:8]}", Size.of_server(server))
+        tasks = sum(swarm.call(_count_tasks) for swarm in [*self._clients.values()])
+        self._sizes.note("clients", Size.of(psutil.Process(), tasks))
+
+    def _free_tokens(self) -> dict[str, int]:
+        """Say what servers have to lend, by their blocks."""
+        with Swarm([server.address for _, server in self._servers]) as swarm:
+            return {str(one.span): one.free_tokens for one in swarm.call(_online, swarm.core)}
+
     def _check_freed(self) -> None:
+        """Wait until servers hold nothing any more; note the tokens that they do not have back."""
         until_s = time.monotonic() + _FREED_S
         with Swarm([server.address for _, server in self._servers]) as swarm:
-            while held := swarm.call(_holding, swarm.core):
+            while True:
+                seen = swarm.call(_online, swarm.core)
+                held = [one for one in seen if one.sessions]
+                self.report.lost_tokens = sum(self._usual_tokens[str(one.span)] - one.free_tokens for one in seen)
+                if not held and not self.report.lost_tokens:
+                    return
                 if time.monotonic() > until_s:
-                    names = ", ".join(f"{one.peer[:8]}: {one.sessions}" for one in held)
-                    raise PeerTimeout(f"servers hold sessions that nobody has any more: {names}")
+                    break
                 time.sleep(0.2)
+        if held:
+            names = ", ".join(f"{one.peer[:8]}: {one.sessions}" for one in held)
+            raise PeerTimeout(f"servers hold sessions that nobody has any more: {names}")
 
 
-async def _holding(swarm: AsyncSwarm) -> list[Announcement]:
-    """List the servers that hold sessions."""
-    return [one for one in swarm.snapshot().announcements if one.sessions and one.state == "online"]
+async def _online(swarm: AsyncSwarm) -> list[Announcement]:
+    """List the servers that serve."""
+    return [one for one in swarm.snapshot().announcements if one.state == "online"]
+
+
+async def _count_tasks() -> int:
+    """Count the tasks of this event loop."""
+    return len(asyncio.all_tasks())
 
 
 def _speak(model: object, prompt_BT: torch.Tensor, **more: object) -> torch.Tensor:
@@ -228,10 +273,3 @@ def _speak(model: object, prompt_BT: torch.Tensor, **more: object) -> torch.Tens
     options = {"max_new_tokens": _NEW_TOKENS, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     said_BT: torch.Tensor = generate(prompt_BT, **options, **more)
     return said_BT
-
-
-def _sizes(server: ServerProcess) -> tuple[int, int, int]:
-    """Say how large a server's process is: memory in bytes, open files, threads."""
-    process = psutil.Process(server.process.pid)
-    files = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
-    return process.memory_info().rss, files, process.num_threads()

@@ -50,9 +50,9 @@ class ServerThread:
         """Where it listens, with its id."""
         return f"{self.server.addresses[0]}/{self.peer_id}"
 
-    def forget(self) -> None:
-        """Let it lose what it holds of all sessions, as a server does that dies and is back at once."""
-        self.portal.call(self.server.expire_sessions)
+    def forget(self, client: PeerId | None = None) -> None:
+        """Let it lose a client's sessions, or all, without a word, as a server does that dies and is back at once."""
+        self.portal.call(self.server.drop_sessions, client)
 
     def stop(self) -> None:
         """Ask it to drain and leave, and wait until it has.

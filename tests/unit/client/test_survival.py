@@ -177,8 +177,10 @@ async def test_when_nobody_is_left_the_step_fails_and_the_session_goes_on_later(
             await session.close()
 
 
+@pytest.mark.parametrize("crashes", [False, True], ids=["its lease has ended", "it has crashed and is back"])
 @pytest.mark.parametrize("lost", range(3))
-async def test_a_hop_that_has_forgotten_the_session_is_given_it_again(hosts, lost):
+async def test_a_hop_that_has_forgotten_the_session_is_given_it_again(hosts, lost, crashes):
+    """There is no other server of its blocks."""
     expected = await undisturbed(hosts, SCRIPTS["rewinds"])
     async with hosts.chain(*SPANS) as chain, hosts.swarm() as swarm:
         session = make_session(swarm)
@@ -186,7 +188,10 @@ async def test_a_hop_that_has_forgotten_the_session_is_given_it_again(hosts, los
         results = []
         for one in SCRIPTS["rewinds"]:
             results.append((await session.step(one)).hidden_ND)
-            chain[lost].handler.expire_sessions()
+            if crashes:
+                await chain[lost].handler.drop_sessions()
+            else:
+                chain[lost].handler.expire_sessions()
         assert_same(results, expected)
         assert {replay.hop.peer for replay in session.replays} == {chain[lost].peer}
         assert not swarm._bans.banned(0.0)

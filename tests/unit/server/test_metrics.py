@@ -1,7 +1,10 @@
 """What a server tells Prometheus is what it says of itself, and what its work took."""
 
+import asyncio
 from collections import Counter
 
+import anyio.to_thread
+import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -39,11 +42,12 @@ def test_a_server_that_has_said_nothing_yet_can_be_asked():
     assert found["corolla_server_state", "online"] == 0
 
 
-def test_it_tells_what_it_says_of_itself():
+@pytest.mark.anyio
+async def test_it_tells_what_it_says_of_itself():
     load = RelayLoad(peers=4, streams=2, passed_bytes=1000, day_bytes=10, refused=1)
     metrics = ServerMetrics(Counter(peer_busy=7), lambda: load)
     metrics.note_said(SAID)
-    found = read(metrics)
+    found = await anyio.to_thread.run_sync(read, metrics)
     assert found["corolla_server_sessions",] == 3
     assert found["corolla_server_blocks",] == 4
     assert found["corolla_server_first_block",] == 2
@@ -53,16 +57,18 @@ def test_it_tells_what_it_says_of_itself():
     assert found["corolla_server_tokens_per_second", "decode"] == 50
     assert found["corolla_server_refused_total", "peer_busy"] == 7
     assert found["corolla_relay_passed_bytes_total",] == 1000
+    assert found["corolla_server_tasks",] == len(asyncio.all_tasks())
 
 
-def test_work_is_counted_by_kind():
+@pytest.mark.anyio
+async def test_work_is_counted_by_kind():
     metrics = ServerMetrics(Counter(), lambda: None)
     metrics.note_said(SAID)
     result = Result((torch.zeros(1),), queue_s=0.01, compute_s=0.02)
     metrics.note_work("prefill", 100, result)
     metrics.note_work("decode", 1, result)
     metrics.note_work("decode", 1, result)
-    found = read(metrics)
+    found = await anyio.to_thread.run_sync(read, metrics)
     assert found["corolla_server_tokens_total", "prefill"] == 100
     assert found["corolla_server_tokens_total", "decode"] == 2
     assert found["corolla_server_queue_seconds_count",] == 3
