@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from corolla.client import AsyncSwarm, AutoModelForCausalLM, ClientConfig, Swarm
-from corolla.errors import Error, PeerTimeout
+from corolla.errors import Error, PeerTimeout, SessionClosed
 from corolla.terms import Announcement
 from corolla.testing.models import save_tiny_model
 from corolla.testing.processes import ServerProcess
@@ -29,6 +29,7 @@ from corolla.testing.sizes import Growth, Size, Sizes
 __all__ = ["Chaos", "ChaosPlan", "ChaosReport"]
 
 _KINDS = ("kill", "leave", "freeze")
+_PATIENT = ClientConfig(codec="raw", attempts=12, chain_s=60.0)
 _PROMPTS = 8
 _NEW_TOKENS = 24
 _TURNS = 3
@@ -193,8 +194,9 @@ class Chaos:
         rng = random.Random(self._plan.seed * 1000 + number)
         addresses = [server.address for _, server in self._servers]
         try:
-            with Swarm(addresses, config=ClientConfig(codec="raw", attempts=12, chain_s=60.0)) as swarm:
+            with Swarm(addresses, config=_PATIENT) as swarm, ExitStack() as stack:
                 self._clients[number] = swarm
+                stack.callback(self._clients.pop, number)
                 model = AutoModelForCausalLM.from_pretrained(str(self._model), swarm=swarm, dtype=torch.float32)
                 while not self._is_over.is_set():
                     with model.session(128) as session:
@@ -203,10 +205,8 @@ class Chaos:
                             self._is_over.wait(rng.expovariate(1 / self._plan.rest_s) if self._plan.rest_s else 0)
                         with self._lock:
                             self.report.replays += len(session.replays)
-                self._clients.pop(number)
         except Error as error:
             with self._lock:
-                self._clients.pop(number, None)
                 self.report.failures.append(f"client {number}: {error.message}")
 
     def _compare(self, prompt_BT: torch.Tensor, expected_BT: torch.Tensor, model: object, session: object) -> None:
@@ -232,7 +232,10 @@ class Chaos:
     def _measure(self) -> None:
         for _, server in self._servers[: self._spared]:
             self._sizes.note(f"server {server.peer_id[:8]}", Size.of_server(server))
-        tasks = sum(swarm.call(_count_tasks) for swarm in [*self._clients.values()])
+        tasks = 0
+        for swarm in [*self._clients.values()]:
+            with suppress(SessionClosed):  # its client has failed just now
+                tasks += swarm.call(_count_tasks)
         self._sizes.note("clients", Size.of(psutil.Process(), tasks))
 
     def _free_tokens(self) -> dict[str, int]:
