@@ -81,7 +81,7 @@ class Place:
         logs = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         with CONSOLE.status("starting two servers on this machine"):
             servers = self._stack.enter_context(LocalSwarm(model, [f"0:{half}", f"{half}:{blocks}"], logs=logs))
-            servers.wait_until_online()
+            servers.wait_until_online(within_s=600)  # two at once load, perhaps on a busy machine
         return servers.address
 
 

@@ -243,6 +243,38 @@ async def test_a_batch_runs_forward_and_back_as_in_one_piece(span, family, taps)
     assert torch.equal(gradient_BTD, batch.gradient_BTD)
 
 
+class Runs:
+    """Counts how often blocks run."""
+
+    def __init__(self, span):
+        self.count = 0
+        self.hooks = [block.register_forward_pre_hook(self.note) for block in span.blocks]
+
+    def note(self, *_):
+        self.count += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "qwen3_moe"])
+async def test_blocks_keep_what_they_compute_as_far_as_there_is_room(span, family):
+    batch = Batch(span, (2,))
+    runs = []
+    for graph_bytes in (1, *range(1 << 16, 1 << 20, 1 << 15)):
+        async with engine_on(span, graph_bytes=graph_bytes) as engine:
+            with Runs(span) as seen:
+                (gradient_BTD,) = await batch.run(engine, batch.grads_BTD)
+        assert torch.equal(gradient_BTD, batch.gradient_BTD)
+        runs.append(seen.count)
+    assert runs == sorted(runs, reverse=True)
+    assert set(runs) == {len(SERVED), len(SERVED) + 1, len(SERVED) + 2}  # the first keeps it in any case
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "qwen3_next"])
 async def test_a_batch_may_be_cut_between_its_rows(span, family):
     batch = Batch(span, (2,))

@@ -7,17 +7,17 @@ Owns the weights of the blocks. Knows no files, sessions, pages, queues or peers
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from corolla.blocks.adapters import Adapter, Addition, Alone, BlockAdapter, RowAdapters, adding, check_fits
 from corolla.blocks.architecture import hidden_size, num_blocks, stretched_ropes, text_config
+from corolla.blocks.graphs import GraphBudget
 from corolla.blocks.kv import GrowingKV, KVShape, PackedRow
 from corolla.blocks.lean import LeanBlock, Rotation
 from corolla.blocks.packing import ATTENTION_NAME, Attention, PackedBatch, PassingCache, register_attention, run_batch
@@ -49,8 +49,8 @@ class BlockSpan(nn.Module):
         blocks: The blocks themselves, the first of the span first.
         config: The configuration of the whole model.
         can_rewind: Whether a session can be taken back to an earlier position.
-        checkpointing: Whether a run with gradients keeps only the blocks' inputs and computes the rest again on the way
-            back: a fourth slower, with a small part of the memory.
+        graph_bytes: How much a run with gradients may keep of what its blocks compute, for the way back. Blocks beyond
+            that keep their inputs alone and compute the rest again: a third more work, with a small part of the memory.
 
     Raises:
         UnsupportedModel: If the family's base model cannot be recorded.
@@ -69,7 +69,7 @@ class BlockSpan(nn.Module):
         self.span = span
         self.config: PreTrainedConfig = model.config
         self.is_packable = is_packable
-        self.checkpointing = True
+        self.graph_bytes = 0
         self.dtype: torch.dtype = dtype or model.dtype
         self._shell = Shell(model, span, self.dtype)
         self._base = self._shell.decoder  # registered, so that its buffers move along with the blocks
@@ -228,8 +228,10 @@ class BlockSpan(nn.Module):
             hidden_BTD, part, attention_mask_BT=attention_mask_BT, position_ids_BT=position_ids_BT, cache=cache
         )
         is_repeatable = cache is None or isinstance(cache, PrefixCache)
-        saves = self.checkpointing and is_repeatable and torch.is_grad_enabled()
-        output_BTD, tapped = self._run(hidden_BTD, part, calls, taps, saves=saves)
+        budget = None
+        if is_repeatable and torch.is_grad_enabled():
+            budget = GraphBudget(self.graph_bytes, (*self.blocks.parameters(), *self.blocks.buffers()))
+        output_BTD, tapped = self._run(hidden_BTD, part, calls, taps, budget)
         if isinstance(cache, SessionCache):
             cache.add_tokens(hidden_BTD.shape[1])
         return output_BTD, tapped
@@ -276,17 +278,18 @@ class BlockSpan(nn.Module):
         return blocks
 
     def _run(
-        self, hidden: Tensor, part: Span, calls: list[BlockCall], taps: Collection[int], *, saves: bool
+        self,
+        hidden: Tensor,
+        part: Span,
+        calls: list[BlockCall],
+        taps: Collection[int],
+        budget: GraphBudget | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         tapped: dict[int, Tensor] = {}
         for index, call in zip(part.indices, calls, strict=True):
             block = self.blocks[index - self.span.start]
-            if saves:
-                output = checkpoint(
-                    block, hidden, *call.args, use_reentrant=False, preserve_rng_state=False, **call.kwargs
-                )
-            else:
-                output = block(hidden, *call.args, **call.kwargs)
+            run = block if budget is None else partial(budget.run, block)
+            output = run(hidden, *call.args, **call.kwargs)
             hidden = output if isinstance(output, Tensor) else output[0]
             if index in taps:
                 tapped[index] = hidden
@@ -312,7 +315,7 @@ class BlockSpan(nn.Module):
         """Run packed tokens through transformers' own blocks."""
         with self._packed_attention(), run_batch(batch):
             calls = self._record_packed(hidden_ND, part, batch)
-            output_1ND, tapped = self._run(hidden_ND[None], part, calls, taps, saves=False)
+            output_1ND, tapped = self._run(hidden_ND[None], part, calls, taps)
         return output_1ND[0], {index: tensor_1ND[0] for index, tensor_1ND in tapped.items()}
 
     def _run_lean(

@@ -33,6 +33,14 @@ class EngineConfig:
         default=1024,
         metadata={"help": "tokens of a training batch computed at once, if not a single row", "unit": "tokens"},
     )
+    graph_bytes: int | None = field(
+        default=None,
+        metadata={
+            "help": "memory for what blocks compute on the way forward and need on the way back; what it cannot hold is "
+            "computed again, which takes a third longer; default: an eighth of what is free after loading",
+            "unit": "bytes",
+        },
+    )
     steps_per_forward: int = field(
         default=4,
         metadata={"help": "ticks that sessions get for each one that training gets, when both wait", "unit": "ticks"},

@@ -80,6 +80,7 @@ class Engine:
         """Settle how much KV there is, and start to compute."""
         self._cost = await anyio.to_thread.run_sync(page_cost, self.span)
         kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
+        self.span.graph_bytes = self._config.graph_bytes or free_bytes(self.span.device) // 8
         self._pool = PagePool(max(1, int(kv_bytes // (self._cost.token_bytes * PAGE_TOKENS))))
         event(
             _LOG,
@@ -88,6 +89,7 @@ class Engine:
             packed=self.span.is_packable,
             kv_tokens=self._pool.pages * PAGE_TOKENS,
             kv_bytes_per_token=self._cost.token_bytes,
+            graph_bytes=self.span.graph_bytes,
         )
         self._worker.start()
         return self
