@@ -17,11 +17,11 @@ from corolla.client.gather import gather
 from corolla.client.requests import Batch, Grads, Pass, run_backward, run_forward
 from corolla.client.sync import Swarm
 from corolla.client.target import Target
-from corolla.codec import split_numbers
+from corolla.codec import split_numbers, wire_bytes
 from corolla.errors import UsageError
 from corolla.routing import split
 from corolla.terms import Chain, Span
-from corolla.wire.limits import MAX_PAYLOAD_BYTES
+from corolla.wire.limits import MAX_PAYLOAD_BYTES, MAX_STEP_TOKENS
 
 __all__ = ["RemoteBlocks"]
 
@@ -205,6 +205,21 @@ def _cut(batch: Batch, limit_tokens: int) -> list[Batch]:
     return [batch.rows(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def _piece_tokens(target: Target, batch: Batch, chain: Chain, micro_tokens: int) -> int:
+    """Say how finely to cut what one chain gets: while one hop computes a piece, the next one computes another.
+
+    The gradient of what trains comes back with each piece. It may be half as many bytes as the activations, which are
+    three times on their way from the client to each hop and twice on the way back.
+    """
+    if len(chain.hops) < 2:
+        return MAX_STEP_TOKENS
+    if not target.trains:
+        return micro_tokens
+    token_bytes = 5 * len(chain.hops) * wire_bytes(batch.hidden_BTD[:1, :1], target.codec)
+    gradient_bytes = target.numbers(target.span) * torch.float32.itemsize
+    return max(micro_tokens, 2 * gradient_bytes // token_bytes)
+
+
 class _Share(NamedTuple):
     """Some rows of a batch, and which chain should run them as its how-manieth request."""
 
@@ -221,15 +236,17 @@ async def _share_out(swarm: AsyncSwarm, target: Target, batch: Batch) -> list[_S
     config = swarm.config
     rows, tokens = batch.hidden_BTD.shape[:2]
     limit_tokens = _limit_tokens(batch, config.batch_tokens)
-    limit = min(config.chains, rows, rows * tokens // config.chain_tokens)
+    limit = min(rows, rows * tokens // config.chain_tokens)
     if limit < 2:
         return [_Share(part, None, turn) for turn, part in enumerate(_cut(batch, limit_tokens))]
+    limit = min(limit, config.chains)
     typical = _cut(batch, min(limit_tokens, tokens * math.ceil(rows / limit)))[0]
     lanes = await swarm.find_chains(typical.demand(target), limit)
     shares: list[_Share] = []
     start = 0
     for lane, count in zip(lanes, split(rows, lanes), strict=True):
-        parts = _cut(batch.rows(start, start + count), limit_tokens) if count else []
+        piece_tokens = min(limit_tokens, _piece_tokens(target, batch, lane.chain, config.micro_tokens))
+        parts = _cut(batch.rows(start, start + count), piece_tokens) if count else []
         shares += [_Share(part, lane.chain, turn) for turn, part in enumerate(parts)]
         start += count
     return shares

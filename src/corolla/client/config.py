@@ -76,6 +76,14 @@ class ClientConfig(RoutingConfig):
     chain_tokens: int = field(
         default=256, metadata={"help": "tokens that each chain gets at least when a batch is split", "unit": "tokens"}
     )
+    micro_tokens: int = field(
+        default=256,
+        metadata={
+            "help": "a training batch travels in pieces of so many tokens through a chain of several servers, each "
+            "piece at another server",
+            "unit": "tokens",
+        },
+    )
     resume_s: float = field(
         default=10.0,
         metadata={
@@ -101,6 +109,7 @@ class ClientConfig(RoutingConfig):
             "chains",
             "chain_tokens",
             "log_bytes",
+            "micro_tokens",
             "piece_tokens",
             "unknown_rtt_s",
             "hop_s",

@@ -36,8 +36,8 @@ class EngineConfig:
     graph_bytes: int | None = field(
         default=None,
         metadata={
-            "help": "memory for what blocks compute on the way forward and need on the way back; what it cannot hold is "
-            "computed again, which takes a third longer; default: an eighth of what is free after loading",
+            "help": "memory for what a training batch computes on the way forward and needs on the way back; what it "
+            "cannot hold is computed again, which takes a third longer; default: an eighth of what is free",
             "unit": "bytes",
         },
     )

@@ -6,6 +6,7 @@ the same tests as the others.
 
 from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
 from corolla.testing.chaos import Chaos, ChaosPlan, ChaosReport
+from corolla.testing.counting import CountingTransport
 from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
 from corolla.testing.models import FAMILIES, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
@@ -17,6 +18,7 @@ __all__ = [
     "Chaos",
     "ChaosPlan",
     "ChaosReport",
+    "CountingTransport",
     "Growth",
     "LocalSwarm",
     "MemoryNetwork",
