@@ -72,9 +72,6 @@ class AsyncSwarm:
         swarm_config: How to talk to the swarm.
         transport: Makes this peer's way of sending bytes; ``None`` for TLS over TCP.
 
-    Attributes:
-        peer_id: Who servers see.
-
     Raises:
         ConfigError: If an address cannot be read.
     """
@@ -93,7 +90,7 @@ class AsyncSwarm:
         make = transport or (lambda identity: TlsTransport(identity, self._swarm_config))
         own = make(identity)
         self._endpoint = Endpoint(identity, [own], self._swarm_config)
-        self.peer_id = identity.peer_id
+        self.peer_id = identity.peer_id  # who servers see
         self._upgrades = dial_through_relays(self._endpoint, own)
         directory = Directory(self._swarm_config, admits=self._endpoint.admits, wall_s=time.time)
         self._watcher = make_watcher(self._endpoint, directory, contacts_of(self._endpoint, peers), rng=random.Random())
