@@ -7,6 +7,7 @@
     │   ├── ConfigError         a setting that is unknown or impossible
     │   ├── SessionClosed       a session used after its end
     │   ├── ContextTooLong      more tokens than the model or the lease has room for
+    │   ├── WrongBase           an adapter that is for other weights
     │   ├── Diverged            a training whose loss or gradient is no number any more
     │   ├── NotAMember          no invite to the private swarm, or one that does not hold or allow it
     │   ├── InvalidRequest      a request of HTTP whose field is wrong; says which
@@ -43,7 +44,9 @@
     ├── ModelError          the model's files
     │   ├── ModelNotFound       no such model
     │   ├── UnsupportedModel    a model that cannot be split exactly
-    │   └── BadCheckpoint       files that are missing, damaged or unsafe
+    │   ├── BadCheckpoint       files that are missing, damaged or unsafe
+    │   ├── BadAdapter          an adapter that is none, is damaged, forged or unsafe
+    │   └── AdapterNotFound     no such adapter
     └── InternalError       a bug in Corolla
 
 Each class declares ``code`` (its name on the wire), ``http_status`` (for the gateway), ``retry`` (whether the same or
@@ -58,6 +61,8 @@ from typing import ClassVar, Literal
 
 __all__ = [
     "AdapterMissing",
+    "AdapterNotFound",
+    "BadAdapter",
     "BadCheckpoint",
     "BootstrapFailed",
     "CacheFull",
@@ -101,6 +106,7 @@ __all__ = [
     "UnsupportedModel",
     "UsageError",
     "WireError",
+    "WrongBase",
     "revive",
     "ungrouped",
 ]
@@ -155,6 +161,12 @@ class ContextTooLong(UsageError):
     """More tokens than the model's context or the session's lease can hold."""
 
     code = "context_too_long"
+
+
+class WrongBase(UsageError):
+    """An adapter was to be added to other weights than those that it was trained on."""
+
+    code = "wrong_base"
 
 
 class Diverged(UsageError):
@@ -425,6 +437,19 @@ class BadCheckpoint(ModelError):
 
     code = "bad_checkpoint"
     http_status = 400
+
+
+class BadAdapter(ModelError):
+    """An adapter that is none, is damaged or forged, or would run code."""
+
+    code = "bad_adapter"
+    http_status = 400
+
+
+class AdapterNotFound(ModelError):
+    """No adapter of that name at that place."""
+
+    code = "adapter_not_found"
 
 
 class InternalError(Error):

@@ -12,8 +12,9 @@ import transformers
 
 from corolla.client import AutoModelForCausalLM, AutoModelForTokenClassification, ClientConfig, Swarm
 from corolla.client.adapting import read_adapter
-from corolla.errors import ConfigError, UsageError
-from corolla.server.hosting import read_adapter_files
+from corolla.errors import BadAdapter, WrongBase
+from corolla.server.hosting import read_blocks
+from corolla.sharing import open_files
 from corolla.terms import Span
 from corolla.testing import ThreadedSwarm
 
@@ -93,21 +94,19 @@ def test_what_servers_read_from_files_has_the_names_that_clients_say(pairs, adap
     with swarm:
         stand_ins = model.get_base_model().blocks._stand_ins
         mine = {index: one.hash for index, one in read_adapter(stand_ins).encoded.items()}
-    hosted = read_adapter_files(str(directory), Span(1, 3))
+    hosted = read_blocks(open_files(directory), Span(1, 3))
     assert {index: one.hash for index, one in hosted.items()} == {index: mine[index] for index in (1, 2)}
 
 
 def test_what_is_no_adapter_is_refused_on_either_side(pairs, adapters, tmp_path):
-    for family, directory, words in (
-        ("llama", tmp_path, "no adapter in PEFT's format: it has no adapter_config.json"),
-        ("gemma3_text", adapters["plain"][0], "was it made for another model"),
+    for family, directory, error, words in (
+        ("llama", tmp_path, BadAdapter, "no adapter in PEFT's format: it has no adapter_config.json"),
+        ("gemma3_text", adapters["plain"][0], WrongBase, r"is for .*llama.* \(\w{12}\), not for .*gemma3_text"),
     ):
         pair = pairs[family]
         config = ClientConfig(codec="raw", adapter=str(directory))
-        with Swarm(pair.servers.address, config=config) as swarm, pytest.raises(UsageError, match=words):
+        with Swarm(pair.servers.address, config=config) as swarm, pytest.raises(error, match=words):
             AutoModelForCausalLM.from_pretrained(str(pair.directory), swarm=swarm)
-    with pytest.raises(ConfigError, match="holds no adapter in PEFT's format"):
-        read_adapter_files(str(tmp_path), Span(0, 4))
 
 
 def test_tokens_are_classified_as_by_the_model_in_one_piece(pairs):

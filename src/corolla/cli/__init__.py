@@ -22,6 +22,7 @@ _COMMANDS = {
         "Continue a text with a model of a swarm, and show where the time of each step went and what was decided.",
     ),
     "gateway": ("corolla.cli.gateway", "Offer models of a swarm by an API like OpenAI's, and by a chat page."),
+    "hub": ("corolla.cli.hub", "Publish adapters, find those of others, and bring them here."),
     "info": ("corolla.cli.info", "Show what a model is, and who serves it."),
     "swarm": ("corolla.cli.swarm", "Look at a swarm; make a private one, and invites to it."),
     "monitor": (

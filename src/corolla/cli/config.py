@@ -7,7 +7,15 @@ from typing import Literal
 from corolla.errors import ConfigError
 from corolla.telemetry.log import LevelName
 
-__all__ = ["ChatConfig", "DemoConfig", "InviteConfig", "OutputConfig", "ParentConfig", "SupervisorConfig"]
+__all__ = [
+    "ChatConfig",
+    "DemoConfig",
+    "InviteConfig",
+    "OutputConfig",
+    "ParentConfig",
+    "ShareConfig",
+    "SupervisorConfig",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,3 +155,49 @@ class SupervisorConfig:
     def __post_init__(self) -> None:
         if self.longest_wait_s < 1:
             raise ConfigError(f"longest_wait_s is {self.longest_wait_s}; it must be at least 1 second")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareConfig:
+    """What to say of an adapter that is published, and where adapters lie.
+
+    Raises:
+        ConfigError: If a metric is not a name and a number.
+    """
+
+    adapter: str | None = field(
+        default=None, metadata={"help": "a directory in PEFT's format, or a published adapter by its id or name"}
+    )
+    words: str = field(default="", metadata={"help": "words that must all be in an adapter's card"})
+    place: str | None = field(
+        default=None,
+        metadata={"help": "a store: a directory, hf:owner/name, or swarm; default: this machine's own shelf"},
+    )
+    base: str | None = field(
+        default=None,
+        metadata={"help": "the model that the adapter is for; default: the one that PEFT has noted in it"},
+    )
+    name: str | None = field(default=None, metadata={"help": "what to call the adapter; default: its directory's name"})
+    data: str = field(default="", metadata={"help": "what it was trained on, in a sentence or two"})
+    metrics: tuple[str, ...] = field(default=(), metadata={"help": "what was measured, as name=number"})
+    licence: str = field(default="", metadata={"help": "under which licence it is given away, as in Apache-2.0"})
+    parent: str | None = field(default=None, metadata={"help": "id or name of the adapter that training began with"})
+    identity: Path | None = field(
+        default=None, metadata={"help": "file with the key to sign with, made if it is not there; default: one's own"}
+    )
+    out: Path | None = field(default=None, metadata={"help": "directory to copy the pulled adapter to, as well"})
+
+    def __post_init__(self) -> None:
+        _ = self.numbers
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was measured, by name."""
+        found = {}
+        for metric in self.metrics:
+            name, _, value = metric.partition("=")
+            try:
+                found[name.strip()] = float(value)
+            except ValueError as error:
+                raise ConfigError(f"the metric {metric!r} is no name=number, as in accuracy=0.91") from error
+        return found

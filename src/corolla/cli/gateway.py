@@ -64,6 +64,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
     flags=(
         Flag("gateway.models", "MODEL"),
         *FINDING_FLAGS,
+        Flag("gateway.adapters", "--adapter"),
         Flag("gateway.host"),
         Flag("gateway.port"),
         _DATABASE,
@@ -94,7 +95,8 @@ def run(settings: Settings) -> None:
         swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=with_state(settings.get(SwarmConfig)))
         with closing(swarm):
             with show_progress(output) as report:
-                catalog = Catalog.load(config.models, swarm, hub=settings.get(HubConfig), report=report)
+                hub = settings.get(HubConfig)
+                catalog = Catalog.load(config.models, swarm, adapters=config.adapters, hub=hub, report=report)
             anyio.run(_Run(Gateway(catalog, accounts, config), accounts, output).live)
 
 

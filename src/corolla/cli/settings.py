@@ -59,6 +59,7 @@ SECTIONS = {
     "gateway": "corolla.gateway:GatewayConfig",
     "key": "corolla.gateway:KeyConfig",
     "invite": "corolla.cli.config:InviteConfig",
+    "share": "corolla.cli.config:ShareConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",
     "supervisor": "corolla.cli.config:SupervisorConfig",

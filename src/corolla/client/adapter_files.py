@@ -1,38 +1,40 @@
-"""Adapters that somebody has trained, from a directory in PEFT's format onto a model whose blocks are elsewhere."""
+"""Adapters that somebody has trained: found by name, bound to their weights, and put on a model of a swarm."""
 
-from pathlib import Path
 from typing import Any
 
 from corolla.errors import UsageError
+from corolla.hub import HubConfig
+from corolla.sharing import bring_files
 
 __all__ = ["load_adapter"]
 
 
-def load_adapter(model: Any, adapter: str | Path) -> Any:
+def load_adapter(model: Any, adapter: str, hub: HubConfig) -> Any:
     """Put an adapter on a model.
 
     Args:
         model: The model.
-        adapter: A directory with ``adapter_config.json`` and ``adapter_model.safetensors``; a pickle is never read.
+        adapter: What :func:`corolla.sharing.bring_files` knows: a directory, an id or name, or ``owner/name``.
+        hub: Where models and adapters are kept.
 
     Returns:
         The model inside PEFT's class for it, which passes on whatever it does not know.
 
     Raises:
-        UsageError: If PEFT is not installed, the directory holds no such adapter, or it was made for another model.
+        UsageError: If PEFT is not installed, or the adapter does not fit the model, or is for another one.
+        BadAdapter: If it is no adapter, or damaged, forged or unsafe.
+        AdapterNotFound: If nothing goes by that name.
     """
-    directory = Path(adapter).expanduser()
-    if missing := [
-        name for name in ("adapter_config.json", "adapter_model.safetensors") if not (directory / name).is_file()
-    ]:
-        raise UsageError(f"{directory} is no adapter in PEFT's format: it has no {missing[0]}")
+    files = bring_files(adapter, hub)
+    files.check_base(model.model_id, model.name_or_path, hub)
     try:
         from peft import PeftModel
     except ImportError as error:
         raise UsageError("adapters need PEFT, which is not installed: pip install 'corolla[tuning]'") from error
     try:
-        return PeftModel.from_pretrained(model, str(directory)).eval()
+        return PeftModel.from_pretrained(model, str(files.directory)).eval()
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the adapter in {directory} does not fit {model.name_or_path}: {error}; was it made for another model?"
+            f"the adapter in {files.directory} does not fit {model.name_or_path}: {error}; was it made for another "
+            "model?"
         ) from error

@@ -70,7 +70,11 @@ class ClientConfig(RoutingConfig):
         },
     )
     adapter: str | None = field(
-        default=None, metadata={"help": "adapter to use: a directory in PEFT's format; default: none"}
+        default=None,
+        metadata={
+            "help": "adapter to use: a directory in PEFT's format, a published one by id or name, or owner/name; "
+            "default: none"
+        },
     )
     chains: int = field(default=8, metadata={"help": "chains that a training batch is split over at most"})
     chain_tokens: int = field(

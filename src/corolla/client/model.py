@@ -4,6 +4,7 @@ Embeddings, final norm, head, sampling and whatever trains stay here; hidden sta
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -122,12 +123,13 @@ class _AutoModel:
     _auto_class: ClassVar[type]
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - the face of the library
         cls,
         name: str,
         *,
         swarm: Swarm | str | Sequence[str],
         dtype: torch.dtype | None = None,
+        adapter: str | Path | None = None,
         codec: str | None = None,
         hub: HubConfig | None = None,
         report: Progress = stay_silent,
@@ -138,6 +140,8 @@ class _AutoModel:
             name: A Hugging Face model, ``owner/name`` or ``owner/name@revision``; a directory; or ``smollm2``.
             swarm: The swarm, or addresses of its peers: ``tls://host:port``.
             dtype: The number format on this side; ``None`` for the model's own.
+            adapter: An adapter to put on it: a directory in PEFT's format, or a published one by its id or name;
+                ``None`` for that of the swarm's settings, if there is one.
             codec: How activations travel: ``raw``, ``half``, ``fp16``, ``bf16`` or ``int8``; ``None`` for the swarm's
                 own setting.
             hub: Where models are kept.
@@ -145,22 +149,24 @@ class _AutoModel:
 
         Returns:
             An instance of transformers' own class for the model, ``LlamaForCausalLM`` say, that is a
-            :class:`RemoteModel` as well; inside PEFT's class if the swarm's settings name an adapter.
+            :class:`RemoteModel` as well; inside PEFT's class if there is an adapter.
 
         Raises:
-            UsageError: If the adapter cannot be read, or is for another model.
+            UsageError: If the adapter does not fit, or is for another model.
             ModelError: If the model cannot be found, read or split.
             CodecError: If there is no such codec.
             ConfigError: If an address cannot be read.
             BootstrapFailed: If none of the peers answers.
         """
-        repository = open_repository(name, config=hub or HubConfig(), report=report)
+        hub = hub or HubConfig()
+        repository = open_repository(name, config=hub, report=report)
         joined = swarm if isinstance(swarm, Swarm) else Swarm(swarm)
         try:
             model = cls._load(repository, joined, dtype, codec)
             model.name_or_path = model.config.name_or_path = name.partition("@")[0] if repository.revision else name
             model._owns_swarm = joined is not swarm
-            return model if joined.config.adapter is None else load_adapter(model, joined.config.adapter)
+            chosen = adapter or joined.config.adapter
+            return model if chosen is None else load_adapter(model, str(chosen), hub)
         except BaseException:
             if joined is not swarm:
                 joined.close()

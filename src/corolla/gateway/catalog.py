@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from corolla.client import AutoModelForCausalLM, Swarm, only_model
-from corolla.errors import ModelNotFound
+from corolla.errors import ModelNotFound, UsageError, WrongBase
 from corolla.gateway.grammar import Grammars
 from corolla.gateway.sampling import Sampling
 from corolla.hub import HubConfig, Progress, load_tokenizer, open_repository
+from corolla.sharing import AdapterFiles, bring_files
 
 __all__ = ["Catalog", "Offer"]
 
@@ -83,22 +84,29 @@ class Catalog:
         return list(self._offers.values())
 
     @classmethod
-    def load(cls, names: Sequence[str], swarm: Swarm, *, hub: HubConfig, report: Progress) -> "Catalog":
+    def load(
+        cls, names: Sequence[str], swarm: Swarm, *, adapters: Sequence[str] = (), hub: HubConfig, report: Progress
+    ) -> "Catalog":
         """Load what a gateway keeps of some models: embeddings, norm, head and tokenizer.
 
         Args:
             names: The models; none for the only one that the swarm has.
             swarm: Where their blocks are.
+            adapters: Adapters of these models, each of which is offered as ``MODEL:ADAPTER`` as well.
             hub: Where models are kept.
             report: Hears of downloads.
 
         Raises:
-            UsageError: If no name is given and the swarm has several models.
-            Error: What loading a model raises.
+            UsageError: If no name is given and the swarm has several models, or two adapters have the same name.
+            WrongBase: If an adapter is for none of the models.
+            Error: What loading a model or an adapter raises.
         """
-        return cls(
-            [_offer(name, swarm, hub, report) for name in dict.fromkeys(names or [only_model(swarm.snapshot())])]
-        )
+        chosen = dict.fromkeys(names or [only_model(swarm.snapshot())])
+        plain = [_offer(name, swarm, hub, report) for name in chosen]
+        adapted = [_adapted(bring_files(adapter, hub), plain, swarm, hub) for adapter in adapters]
+        if len({offer.name for offer in adapted}) < len(adapted):
+            raise UsageError(f"two adapters would have the same name: {', '.join(offer.name for offer in adapted)}")
+        return cls([*plain, *adapted])
 
 
 def _offer(name: str, swarm: Swarm, hub: HubConfig, report: Progress) -> Offer:
@@ -113,6 +121,30 @@ def _offer(name: str, swarm: Swarm, hub: HubConfig, report: Progress) -> Offer:
     model.requires_grad_(False)
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     return Offer(name, model, tokenizer, Grammars(tokenizer, vocabulary), _defaults(own), end_tokens, int(time.time()))
+
+
+def _adapted(files: AdapterFiles, plain: Sequence[Offer], swarm: Swarm, hub: HubConfig) -> Offer:
+    """Offer an adapter of one of the models, which go on as they are."""
+    if files.method != "lora":
+        raise UsageError(f"{files.label} is {files.method}; a gateway offers LoRA alone, corolla chat any adapter")
+    refusals = []
+    for offer in plain:
+        try:
+            files.check_base(offer.model.model_id, offer.name, hub)
+        except WrongBase as error:
+            refusals.append(error.message)
+            continue
+        adapter = str(files.directory)
+        model = AutoModelForCausalLM.from_pretrained(offer.name, swarm=swarm, adapter=adapter, hub=hub)
+        model.generation_config = offer.model.generation_config
+        model.requires_grad_(False)
+        for edge in ("get_input_embeddings", "get_output_embeddings"):  # one copy serves all
+            own, shared = getattr(model, edge)(), getattr(offer.model, edge)()
+            if type(own) is type(shared):
+                own.weight = shared.weight
+        name = files.directory.name if files.card is None else files.card.name
+        return replace(offer, name=f"{offer.name}:{name}", model=model, made_s=int(time.time()), adapter=files.label)
+    raise WrongBase("; ".join(refusals))
 
 
 def _defaults(config: GenerationConfig) -> Sampling:

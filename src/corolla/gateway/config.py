@@ -18,6 +18,10 @@ class GatewayConfig:
     models: tuple[str, ...] = field(
         default=(), metadata={"help": "models to offer, as in corolla chat; default: the only one that the swarm has"}
     )
+    adapters: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "adapters of these models, each offered as MODEL:ADAPTER; as in corolla chat --adapter"},
+    )
     host: str = field(
         default="127.0.0.1", metadata={"help": "address to listen on; the default is reached from this machine only"}
     )

@@ -54,7 +54,8 @@ async def embed(gateway: Gateway, account: Account, request: EmbeddingRequest, o
 @torch.inference_mode()
 def _vector(offer: Offer, tokens: list[int]) -> torch.Tensor:
     anyio.from_thread.check_cancelled()
-    states_BTD = offer.model.base_model(torch.tensor([tokens]), use_cache=False).last_hidden_state
+    model = getattr(offer.model, "get_base_model", lambda: offer.model)()
+    states_BTD = model.base_model(torch.tensor([tokens]), use_cache=False).last_hidden_state
     return torch.nn.functional.normalize(states_BTD[0].float().mean(0), dim=0).cpu()
 
 

@@ -19,7 +19,7 @@ class HubConfig:
     Args:
         cache_dir: Where files are kept; its parts are ``hub`` (downloads), ``views`` (links to the files of one
             span), ``rounded`` (weights that servers have rounded), ``listings`` and ``hashes`` (what is known about
-            files), and ``smollm2`` (the demo model).
+            files), ``adapters`` (those that were published or pulled), and ``smollm2`` (the demo model).
         offline: Whether to use only what is on this disk already.
         max_disk_bytes: What downloaded and rounded weights may occupy, in bytes; ``None`` for no limit but the disk's.
         endpoint: The address of the hub; ``None`` for Hugging Face's.
@@ -54,3 +54,8 @@ class HubConfig:
     def rounded(self) -> Path:
         """Where weights lie that were rounded once and need not be again."""
         return self.cache_dir / "rounded"
+
+    @property
+    def adapters(self) -> Path:
+        """Where adapters lie that were pulled from elsewhere, or published from here."""
+        return self.cache_dir / "adapters"

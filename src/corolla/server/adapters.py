@@ -3,7 +3,7 @@
 Owns their memory. Knows blocks and the wire; not who asks for what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,13 +30,13 @@ class _Kept:
     Attributes:
         adapter: It.
         uses: How many sessions and requests use it now.
-        is_hosted: Whether it stays for as long as the server runs.
+        stays: Whether it does not leave for as long as the server runs.
         fits: The blocks that it is known to fit.
     """
 
     adapter: BlockAdapter
     uses: int = 0
-    is_hosted: bool = False
+    stays: bool = False
     fits: set[int] = field(default_factory=set)
 
 
@@ -45,13 +45,10 @@ class AdapterStore:
 
     Args:
         budget_bytes: How much memory they may take.
-
-    Attributes:
-        hosted: The names of the adapters that the server has by itself.
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self.hosted: tuple[str, ...] = ()
+        self._hosted: dict[str, frozenset[bytes]] = {}
         self._budget_bytes = budget_bytes
         self._kept: dict[bytes, _Kept] = {}  # the longest unused first
         self._used_bytes = 0
@@ -60,6 +57,11 @@ class AdapterStore:
     def accepts(self) -> bool:
         """Whether clients may bring their own."""
         return self._budget_bytes > 0
+
+    @property
+    def hosted(self) -> tuple[str, ...]:
+        """The names of the adapters that the server has ready now, whole."""
+        return tuple(name for name, parts in self._hosted.items() if parts <= self._kept.keys())
 
     @property
     def used_bytes(self) -> int:
@@ -88,26 +90,31 @@ class AdapterStore:
             span.check_adapter(index, adapter)
             self._keep(name, _Kept(adapter, fits={index}))
 
-    def host(self, span: BlockSpan, name: str, blocks: dict[int, EncodedAdapter]) -> None:
-        """Keep an adapter for as long as the server runs.
+    def host(self, span: BlockSpan, name: str, blocks: dict[int, EncodedAdapter], *, stays: bool = True) -> None:
+        """Have an adapter ready, all of it or nothing.
 
         Args:
             span: The blocks that the server has.
             name: The adapter's name, for all.
             blocks: What is added to each of them.
+            stays: Whether it is kept for as long as the server runs; else it leaves as others do.
 
         Raises:
             UsageError: If it cannot be added to the blocks.
             CapacityError: If there is no room for it.
         """
+        made = {}
         for index, encoded in blocks.items():
             numbers = bytearray(b"".join(encoded.buffers))
             adapter = _made(decode_adapter(encoded.meta, numbers), span.device)
             span.check_adapter(index, adapter)
-            self._make_room(encoded.meta.nbytes)
-            self._keep(encoded.hash, _Kept(adapter, is_hosted=True, fits={index}))
-        self.hosted = (*dict.fromkeys((*self.hosted, name)),)
-        event(_LOG, "adapter hosted", adapter=name[:12], blocks=len(blocks), used_bytes=self._used_bytes)
+            made[encoded.hash] = _Kept(adapter, stays=stays, fits={index})
+        self._make_room(sum(kept.adapter.nbytes for hash, kept in made.items() if hash not in self._kept), made)
+        for hash, kept in made.items():
+            self._keep(hash, kept)
+        self._hosted = {known: parts for known, parts in self._hosted.items() if parts <= self._kept.keys()}
+        self._hosted[name] = frozenset(made)
+        event(_LOG, "adapter hosted", adapter=name, blocks=len(blocks), used_bytes=self._used_bytes)
 
     @contextmanager
     def lend(self, span: BlockSpan, blocks: Span, hashes: Sequence[bytes]) -> Iterator[Adapter | None]:
@@ -151,22 +158,22 @@ class AdapterStore:
         if known is None:
             self._used_bytes += kept.adapter.nbytes
         else:
-            known.is_hosted = known.is_hosted or kept.is_hosted
+            known.stays = known.stays or kept.stays
             known.fits |= kept.fits
             kept = known
         self._kept[name] = kept
 
-    def _make_room(self, nbytes: int) -> None:
-        """Let go of what is not used, the longest unused first, until so many bytes are free."""
-        idle = (name for name, kept in [*self._kept.items()] if not kept.uses and not kept.is_hosted)
+    def _make_room(self, nbytes: int, wanted: Collection[bytes] = ()) -> None:
+        """Let go of what is neither used nor wanted, the longest unused first, until so many bytes are free."""
+        idle = [name for name, kept in self._kept.items() if not kept.uses and not kept.stays and name not in wanted]
+        idle_bytes = sum(self._kept[name].adapter.nbytes for name in idle)
+        if self._used_bytes - idle_bytes + nbytes > self._budget_bytes:
+            raise CapacityError(
+                f"{nbytes} bytes of an adapter were to be kept; of the {self._budget_bytes} lent to adapters "
+                f"{self._used_bytes - idle_bytes} are in use"
+            )
         while self._used_bytes + nbytes > self._budget_bytes:
-            name = next(idle, None)
-            if name is None:
-                raise CapacityError(
-                    f"{nbytes} bytes of an adapter were sent; of the {self._budget_bytes} lent to adapters "
-                    f"{self._used_bytes} are in use"
-                )
-            self._used_bytes -= self._kept.pop(name).adapter.nbytes
+            self._used_bytes -= self._kept.pop(idle.pop(0)).adapter.nbytes
 
 
 def _read(meta: AdapterMeta, part: memoryview, device: torch.device) -> tuple[bytes, BlockAdapter]:

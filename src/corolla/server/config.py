@@ -94,7 +94,10 @@ class ServerConfig:
     )
     adapters: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "adapters to have ready for clients: directories in PEFT's format, of LoRA"},
+        metadata={
+            "help": "adapters to have ready for clients, LoRA or prefixes: directories in PEFT's format, published "
+            "ones by id or name, or owner/name"
+        },
     )
     adapter_bytes: int = field(
         default=256 << 20,

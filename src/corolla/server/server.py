@@ -257,7 +257,8 @@ class Server:
             engine = await life.tasks.start(tenure.run, life.report)
             await life.reach("loaded")
             await self._settle_speed(engine, model, span)
-            await host_all(self.config.adapters, engine.span, self._handler.adapters)
+            store, hub = self._handler.adapters, self._hub_config
+            await host_all(self.config.adapters, engine.span, store, model.repository, hub)
         finally:
             self._loading = None
         self._tenure, self._engine, self.span = tenure, engine, span

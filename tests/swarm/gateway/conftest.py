@@ -60,7 +60,7 @@ def servers(directory):
 
 @pytest.fixture(scope="module")
 def running(directory, servers, tmp_path_factory) -> Iterator[Running]:
-    with gateway_over(servers, str(directory), tmp_path_factory.mktemp("keys") / "keys.sqlite") as running:
+    with GatewayOver(servers, str(directory), tmp_path_factory.mktemp("keys") / "keys.sqlite") as running:
         yield running
 
 
@@ -91,7 +91,13 @@ def at_once():
     return call_all
 
 
-class gateway_over:
+@pytest.fixture
+def gateway_over():
+    """The class of gateways with settings of one's own."""
+    return GatewayOver
+
+
+class GatewayOver:
     """A gateway for as long as a context lasts."""
 
     def __init__(self, servers, model, database, **config):
@@ -101,7 +107,9 @@ class gateway_over:
     def __enter__(self) -> Running:
         self._accounts = Accounts(self._database)
         self._swarm = Swarm(self._servers.address, config=ClientConfig(chain_s=0.5))
-        catalog = Catalog.load([self._model], self._swarm, hub=HubConfig(), report=stay_silent)
+        catalog = Catalog.load(
+            [self._model], self._swarm, adapters=self._config.adapters, hub=HubConfig(), report=stay_silent
+        )
         self._context = start_blocking_portal()
         portal = self._context.__enter__()
         self._life, (url, gateway, self._server) = portal.start_task(self._run, catalog)

@@ -1,0 +1,23 @@
+"""Adapters that people share: their cards, the files that they consist of, and the stores in which they lie.
+
+Nothing that comes from others is trusted: cards are signed, files are hashed, and only safetensors are read. It must
+not know how adapters are computed with.
+"""
+
+from corolla.sharing.card import CARD_FILE, Card
+from corolla.sharing.files import AdapterFiles, describe_files, open_files
+from corolla.sharing.shelf import Shelf, find_files
+from corolla.sharing.stores import Store, bring_files, open_store
+
+__all__ = [
+    "CARD_FILE",
+    "AdapterFiles",
+    "Card",
+    "Shelf",
+    "Store",
+    "bring_files",
+    "describe_files",
+    "find_files",
+    "open_files",
+    "open_store",
+]
