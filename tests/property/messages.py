@@ -55,6 +55,7 @@ from corolla.wire import (
     TensorMeta,
     Timing,
 )
+from corolla.wire.shelves import FetchPiece, FindAdapters, FoundAdapters, OfferAdapter, Piece, PutPiece, Wanted
 
 COUNT = st.integers(0, 2**53)
 WHOLE = st.integers(-(2**63), 2**64 - 1)  # those that MessagePack knows
@@ -62,6 +63,7 @@ TOKENS = st.integers(0, 1 << 20)
 SECONDS = st.floats(0, 1e9)
 NAME = st.text(max_size=32)
 MODEL = st.text("0123456789abcdef", min_size=64, max_size=64)
+ADAPTER_FILE = st.sampled_from(["adapter_config.json", "adapter_model.safetensors"])
 SPAN = st.builds(lambda start, size: Span(start, start + size), st.integers(0, 4000), st.integers(1, 96))
 SHAPE = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=4).map(tuple)
 TENSOR = st.builds(TensorMeta, NAME, st.sampled_from(["float32", "bfloat16", "float16"]), SHAPE, COUNT)
@@ -149,6 +151,13 @@ MESSAGES = {
     Forward: st.builds(Forward, hidden=TENSOR, **RUN),
     Backward: st.builds(Backward, tensors=tensors(2), trains=st.booleans(), **RUN),
     Gradients: st.builds(Gradients, tensors=tensors(1, 2), timing=TIMING),
+    FindAdapters: st.builds(FindAdapters, model=st.none() | MODEL, words=st.text(max_size=128)),
+    FoundAdapters: st.builds(FoundAdapters, cards=some(st.binary(max_size=64))),
+    FetchPiece: st.builds(FetchPiece, adapter=MODEL, file=st.none() | ADAPTER_FILE, start=COUNT),
+    Piece: st.just(Piece()),
+    OfferAdapter: st.builds(OfferAdapter, card=st.binary(max_size=64)),
+    Wanted: st.builds(Wanted, is_wanted=st.booleans()),
+    PutPiece: st.builds(PutPiece, file=ADAPTER_FILE),
     Adapt: st.builds(Adapt, model=MODEL, blocks=some(st.integers(0, 4095), 1), metas=some(ADAPTER, 1)),
     News: st.builds(
         News,

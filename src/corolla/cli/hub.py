@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,12 +14,14 @@ from rich.text import Text
 
 from corolla.cli.config import OutputConfig, ShareConfig
 from corolla.cli.console import Output, without_controls
+from corolla.cli.finding import find_peers
 from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.settings import Settings
+from corolla.cli.state import with_state
 from corolla.errors import BadAdapter, UsageError
 from corolla.hub import HubConfig, open_repository
 from corolla.sharing import AdapterFiles, Card, Shelf, Store, describe_files, find_files, open_store
-from corolla.swarm import Identity
+from corolla.swarm import Identity, SwarmConfig
 
 __all__ = ["hub", "pull", "push", "search", "show"]
 
@@ -71,7 +73,7 @@ def push(settings: Settings) -> None:
     kept = shelf.put(files, card)
     names = [card.id]
     if share.place is not None:
-        with _store(settings, share.place) as store:
+        with _store(settings, share.place, output) as store:
             names.append(store.push(kept, card))
     if output.is_json:
         output.json({"id": card.id, "label": card.label, "pushed_to": names[1:], "directory": str(kept.directory)})
@@ -95,7 +97,7 @@ def search(settings: Settings) -> None:
     """
     output, share, config = Output(settings.get(OutputConfig)), settings.get(ShareConfig), settings.get(HubConfig)
     base = None if share.base is None else open_repository(share.base, config=config).model_id
-    with _store(settings, share.place or str(config.adapters)) as store:
+    with _store(settings, share.place or str(config.adapters), output) as store:
         cards = store.search(share.words, base)
     if output.is_json:
         output.json([_as_data(card) for card in cards])
@@ -133,7 +135,8 @@ def pull(settings: Settings) -> None:
     """
     output, share, config = Output(settings.get(OutputConfig)), settings.get(ShareConfig), settings.get(HubConfig)
     name = _named(share)
-    with _store(settings, share.place or ("hf" if "/" in name else str(config.adapters))) as store:
+    place = share.place or ("hf" if "/" in name else str(config.adapters))
+    with _store(settings, place, output) as store:
         files = store.pull(name, Shelf(config.adapters))
     directory = files.directory
     if share.out is not None:
@@ -195,8 +198,17 @@ def _write_card(files: AdapterFiles, share: ShareConfig, config: HubConfig, shel
 
 
 @contextmanager
-def _store(settings: Settings, place: str) -> Iterator[Store]:
-    yield open_store(place, settings.get(HubConfig))
+def _store(settings: Settings, place: str, output: Output) -> Iterator[Store]:
+    """Open a store; that of a swarm for as long as this peer is in it."""
+    if place != "swarm":
+        yield open_store(place, settings.get(HubConfig))
+        return
+    from corolla.client import ClientConfig, Swarm, SwarmStore
+
+    peers = find_peers(settings, output)
+    swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=with_state(settings.get(SwarmConfig)))
+    with closing(swarm):
+        yield SwarmStore(swarm)
 
 
 def _as_data(card: Card) -> dict[str, object]:

@@ -54,6 +54,7 @@ __all__ = ["serve"]
         Flag("server.name"),
         Flag("server.adapters", "--adapter"),
         Flag("server.adapter_bytes"),
+        Flag("server.shelf_bytes"),
         Flag("server.metrics_port"),
         Flag("server.metrics_host"),
         Flag("relay.enabled", "--relay"),

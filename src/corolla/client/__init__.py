@@ -15,6 +15,7 @@ from corolla.client.model import (
     only_model,
 )
 from corolla.client.session import Session
+from corolla.client.shelves import SwarmStore
 from corolla.client.steps import HopTiming, Replay, StepResult, StepTokens
 from corolla.client.sync import Swarm
 from corolla.client.target import Target
@@ -35,6 +36,7 @@ __all__ = [
     "StepResult",
     "StepTokens",
     "Swarm",
+    "SwarmStore",
     "Target",
     "Trace",
     "TraceEntry",

@@ -1,10 +1,12 @@
 """Adapters that somebody has trained: found by name, bound to their weights, and put on a model of a swarm."""
 
+import re
 from typing import Any
 
-from corolla.errors import UsageError
+from corolla.client.shelves import SwarmStore
+from corolla.errors import AdapterNotFound, UsageError
 from corolla.hub import HubConfig
-from corolla.sharing import bring_files
+from corolla.sharing import Shelf, bring_files
 
 __all__ = ["load_adapter"]
 
@@ -14,7 +16,8 @@ def load_adapter(model: Any, adapter: str, hub: HubConfig) -> Any:
 
     Args:
         model: The model.
-        adapter: What :func:`corolla.sharing.bring_files` knows: a directory, an id or name, or ``owner/name``.
+        adapter: What :func:`corolla.sharing.bring_files` knows: a directory, an id or name, or ``owner/name``; or the
+            first letters of the id of one that servers of the model's swarm hold.
         hub: Where models and adapters are kept.
 
     Returns:
@@ -25,7 +28,12 @@ def load_adapter(model: Any, adapter: str, hub: HubConfig) -> Any:
         BadAdapter: If it is no adapter, or damaged, forged or unsafe.
         AdapterNotFound: If nothing goes by that name.
     """
-    files = bring_files(adapter, hub)
+    try:
+        files = bring_files(adapter, hub)
+    except AdapterNotFound:
+        if not re.fullmatch("[0-9a-f]{8,64}", adapter):
+            raise
+        files = SwarmStore(model.swarm).pull(adapter, Shelf(hub.adapters))
     files.check_base(model.model_id, model.name_or_path, hub)
     try:
         from peft import PeftModel

@@ -14,6 +14,7 @@ import torch
 from corolla.blocks import Adapter, BlockAdapter, BlockSpan, LoraPair, Prefix
 from corolla.codec import AdapterParts, EncodedAdapter, decode_adapter
 from corolla.errors import AdapterMissing, CapacityError, RemoteProtocolError
+from corolla.sharing import Shelf
 from corolla.telemetry import event, logger
 from corolla.terms import Span
 from corolla.wire import Adapt, AdapterMeta, hash_adapter, split_payload
@@ -45,9 +46,11 @@ class AdapterStore:
 
     Args:
         budget_bytes: How much memory they may take.
+        shelf: Where published ones lie, for whoever asks; ``None`` for none.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, shelf: Shelf | None = None) -> None:
+        self.shelf = shelf
         self._hosted: dict[str, frozenset[bytes]] = {}
         self._budget_bytes = budget_bytes
         self._kept: dict[bytes, _Kept] = {}  # the longest unused first

@@ -106,6 +106,13 @@ class ServerConfig:
             "unit": "bytes",
         },
     )
+    shelf_bytes: int = field(
+        default=256 << 20,
+        metadata={
+            "help": "disk lent to adapters that others publish through this server; 0 to take none",
+            "unit": "bytes",
+        },
+    )
     stay: bool = field(default=False, metadata={"help": "never move to other blocks; --blocks implies it"})
 
     def __post_init__(self) -> None:
@@ -127,8 +134,9 @@ class ServerConfig:
             )
         if self.log_bytes < 1:
             raise ConfigError(f"log_bytes is {self.log_bytes}; it must be above 0")
-        if self.adapter_bytes < 0:
-            raise ConfigError(f"adapter_bytes is {self.adapter_bytes}; it must be 0 or above")
+        for name in ("adapter_bytes", "shelf_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or above")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks is {self.num_blocks}; a server needs at least 1 block")
 

@@ -23,6 +23,7 @@ from corolla.server.line import Line
 from corolla.server.outlet import Outlet
 from corolla.server.session import ServedSession
 from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
+from corolla.sharing import ServedShelf
 from corolla.swarm import Channel, Presence, Reach, check_may_use
 from corolla.terms import ModelId, PeerId, Span
 from corolla.wire import (
@@ -41,6 +42,7 @@ from corolla.wire import (
     Timing,
 )
 from corolla.wire.frames import Buffer
+from corolla.wire.shelves import ShelfMessage
 
 __all__ = ["Handler"]
 
@@ -79,6 +81,8 @@ class Handler:
         self._lease_s = lease_s
         self._limits = limits or PeerLimits()
         self._served: tuple[Engine, ModelId] | None = None
+        shelf = self.adapters.shelf
+        self._shelf = None if shelf is None else ServedShelf(shelf, lambda: self._served and self._served[1])
         self._sessions: set[ServedSession] = set()
         self.is_draining = False
         self.refused = Counter[str]()
@@ -118,6 +122,8 @@ class Handler:
                     await self._serve_feed(channel, message)
                 case ReachMessage() as message if self._reach is not None:
                     await self._reach.handle(channel, message)
+                case ShelfMessage() as message if self._shelf is not None:
+                    await self._shelf.handle(channel, message)
                 case message:
                     await self._gossip.handle(channel, message)
 

@@ -28,6 +28,7 @@ from corolla.server.rebalancing import Rebalancer
 from corolla.server.speeds import SpeedFile, scaled
 from corolla.server.successors import Successors
 from corolla.server.tenure import Tenure
+from corolla.sharing import Shelf
 from corolla.swarm import (
     Contact,
     Contacts,
@@ -114,7 +115,7 @@ class Server:
         self._successors = Successors(self._endpoint, self._gossip.snapshot)
         self._stop = anyio.Event()
         outlet = Outlet(self._endpoint, Store(config.log_bytes), resume_s=config.resume_s)
-        adapters = AdapterStore(config.adapter_bytes)
+        adapters = AdapterStore(config.adapter_bytes, Shelf(self._hub_config.adapters, config.shelf_bytes))
         self._handler = Handler(
             self._gossip, outlet, lease_s=config.lease_s, reach=self._reach, limits=config.limits, adapters=adapters
         )
@@ -257,8 +258,9 @@ class Server:
             engine = await life.tasks.start(tenure.run, life.report)
             await life.reach("loaded")
             await self._settle_speed(engine, model, span)
-            store, hub = self._handler.adapters, self._hub_config
-            await host_all(self.config.adapters, engine.span, store, model.repository, hub)
+            await host_all(
+                self.config.adapters, engine.span, self._handler.adapters, model.repository, self._hub_config
+            )
         finally:
             self._loading = None
         self._tenure, self._engine, self.span = tenure, engine, span

@@ -4,8 +4,10 @@ Nothing that comes from others is trusted: cards are signed, files are hashed, a
 not know how adapters are computed with.
 """
 
+from corolla.sharing.asking import fetch_adapter, put_adapter, search_adapters
 from corolla.sharing.card import CARD_FILE, Card
 from corolla.sharing.files import AdapterFiles, describe_files, open_files
+from corolla.sharing.serving import ServedShelf
 from corolla.sharing.shelf import Shelf, find_files
 from corolla.sharing.stores import Store, bring_files, open_store
 
@@ -13,11 +15,15 @@ __all__ = [
     "CARD_FILE",
     "AdapterFiles",
     "Card",
+    "ServedShelf",
     "Shelf",
     "Store",
     "bring_files",
     "describe_files",
+    "fetch_adapter",
     "find_files",
     "open_files",
     "open_store",
+    "put_adapter",
+    "search_adapters",
 ]

@@ -80,7 +80,7 @@ class HuggingFaceStore:
             raise UsageError(f"{name!r} is no repository of the Hugging Face hub; say owner/name")
         repo, _, revision = name.partition("@")
         card = self._read_card(repo, revision or None)
-        if (shelf.directory / card.id).is_dir():
+        if shelf.holds(card.id):
             return shelf.open(card.id)
         with shelf.draft(card) as draft:
             for file in FILES:

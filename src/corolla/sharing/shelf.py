@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from corolla.errors import AdapterNotFound, BadAdapter, CapacityError, UsageError
-from corolla.sharing.card import CARD_FILE, MAX_CARD_BYTES, Card
+from corolla.sharing.card import CARD_FILE, MAX_CARD_BYTES, Card, FileName
 from corolla.sharing.files import FILES, AdapterFiles, open_files
 from corolla.terms import ModelId
 
@@ -88,16 +88,26 @@ class Shelf:
             AdapterNotFound: If it is not here.
             BadAdapter: If it is damaged.
         """
-        if not _ID.fullmatch(id) or not (self.directory / id).is_dir():
+        if not self.holds(id):
             raise AdapterNotFound(f"the adapter {id[:12]} is not in {self.directory}")
         files = open_files(self.directory / id)
         if files.card is None or files.card.id != id:
             raise BadAdapter(f"{self.directory / id} holds another adapter than its name says; delete it")
         return files
 
-    def path(self, card: Card, name: str) -> Path:
-        """Say where a file of an adapter lies, or would."""
-        return self.directory / card.id / name
+    def holds(self, id: str) -> bool:
+        """Say whether an adapter is here."""
+        return _ID.fullmatch(id) is not None and (self.directory / id).is_dir()
+
+    def path_of(self, id: str, file: FileName | None) -> Path:
+        """Say where a file of an adapter lies; ``None`` for its card.
+
+        Raises:
+            AdapterNotFound: If the adapter is not here.
+        """
+        if not self.holds(id):
+            raise AdapterNotFound(f"the adapter {id[:12]} is not in {self.directory}")
+        return self.directory / id / (file or CARD_FILE)
 
     def check_room(self, card: Card) -> None:
         """Refuse an adapter that there is no room for.
@@ -138,7 +148,7 @@ class Shelf:
             BadAdapter: If it is not what the card says.
             CapacityError: If there is no room for it, or it cannot be written.
         """
-        if (self.directory / card.id).is_dir():
+        if self.holds(card.id):
             return self.open(card.id)
         with self.draft(card) as draft:
             for name in FILES:

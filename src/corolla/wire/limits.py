@@ -1,6 +1,6 @@
 """The numbers that both sides of a stream agree on before they have said a word."""
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised by any change that an older peer would misread; peers of different versions refuse each other by name."""
 
 MAX_MESSAGE_BYTES = 1 << 20

@@ -51,6 +51,7 @@ from corolla.wire.sessions import (
     Step,
     Successor,
 )
+from corolla.wire.shelves import SHELF_MESSAGES
 
 __all__ = [
     "Ack",
@@ -248,7 +249,7 @@ _CONCRETE = (
     | Leaving | HandOver | HandedOver | Restore | Restored
     | Forward | Backward | Gradients | Adapt
     | News | Publish | Subscribe
-    | REACH_MESSAGES
+    | REACH_MESSAGES | SHELF_MESSAGES
 )  # fmt: skip
 _Expected = TypeVar("_Expected", bound=Message)
 _ENCODER = msgspec.msgpack.Encoder()
