@@ -18,6 +18,7 @@ from corolla.codec import AdapterParts, EncodedAdapter, encode_adapter
 from corolla.errors import BadAdapter, UsageError
 from corolla.hub import HubConfig, Repository
 from corolla.server.adapters import AdapterStore
+from corolla.server.loading import Model
 from corolla.sharing import AdapterFiles, bring_files
 from corolla.terms import Span
 
@@ -31,9 +32,7 @@ _KEY: Final = re.compile(
 )
 
 
-async def host_all(
-    names: Sequence[str], span: BlockSpan, store: AdapterStore, model: Repository, hub: HubConfig
-) -> None:
+async def host_all(names: Sequence[str], span: BlockSpan, store: AdapterStore, model: Model, hub: HubConfig) -> None:
     """Have adapters ready.
 
     Args:
@@ -50,7 +49,7 @@ async def host_all(
         CapacityError: If there is no room for one.
     """
     for name in names:
-        files = await anyio.to_thread.run_sync(_open, name, model, hub)
+        files = await anyio.to_thread.run_sync(_open, name, model.repository, hub)
         store.host(span, files.label, await anyio.to_thread.run_sync(read_blocks, files, span.span))
 
 

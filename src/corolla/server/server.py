@@ -258,9 +258,7 @@ class Server:
             engine = await life.tasks.start(tenure.run, life.report)
             await life.reach("loaded")
             await self._settle_speed(engine, model, span)
-            await host_all(
-                self.config.adapters, engine.span, self._handler.adapters, model.repository, self._hub_config
-            )
+            await host_all(self.config.adapters, engine.span, self._handler.adapters, model, self._hub_config)
         finally:
             self._loading = None
         self._tenure, self._engine, self.span = tenure, engine, span

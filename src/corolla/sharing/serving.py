@@ -1,4 +1,4 @@
-"""What a server's shelf answers: it finds cards, hands out pieces, and takes what fits and what its owner has room for."""
+"""What a server's shelf answers: it finds cards, hands out pieces, and takes what fits and there is room for."""
 
 from collections.abc import Callable
 from typing import BinaryIO, Final
@@ -102,9 +102,7 @@ class ServedShelf:
         if not self._shelf.quota_bytes:
             raise CapacityError("this server keeps no adapters of others; ask another one")
         if card.base != model:
-            raise WrongBase(
-                f"the adapter {card.label} is for {card.base[:12]}, and this server serves {model or '-':.12}"
-            )
+            raise WrongBase(f"the adapter {card.label} is for {card.base[:12]}; this server serves {model or '-':.12}")
         if channel.peer in self._putting or len(self._putting) >= _AT_ONCE:
             raise PeerBusy("other adapters are being put here; try again", retry_after_s=5.0)
         self._putting.add(channel.peer)

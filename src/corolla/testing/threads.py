@@ -14,13 +14,14 @@ from anyio.abc import TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from corolla.engine import EngineConfig
-from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import SwarmConfig
 from corolla.terms import PeerId, Span
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from corolla.hub import HubConfig
 
 __all__ = ["ServerThread", "ThreadedSwarm"]
 
@@ -75,10 +76,10 @@ class ThreadedSwarm:
         engine: How they compute; by default on one thread each, with 32 MB for sessions.
         swarm: How they talk to each other.
         drain_s: How long sessions may go on when a server leaves.
-        hubs: For each server, where it keeps models and adapters; ``None`` for the usual place.
 
     Attributes:
         servers: The servers, in the order of their spans.
+        hubs: Where each of them keeps models and adapters, if set before the context is entered; else the usual place.
 
     Raises:
         Error: What kept a server from getting online; when the context is entered.
@@ -93,16 +94,15 @@ class ThreadedSwarm:
         engine: EngineConfig | None = None,
         swarm: SwarmConfig | None = None,
         drain_s: float = 1.0,
-        hubs: Sequence[HubConfig] | None = None,
     ) -> None:
         self.servers: list[ServerThread] = []
+        self.hubs: Sequence[HubConfig] = ()
         self._model = model
         self._spans = [Span.parse(span) for span in spans]
         self._peers = tuple(peers)
         self._engine = engine or EngineConfig(threads=1, kv_bytes=_KV_BYTES)
         self._swarm = swarm
         self._drain_s = drain_s
-        self._hubs = hubs
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -140,7 +140,7 @@ class ThreadedSwarm:
             peers=self._peers or tuple(thread.address for thread in self.servers[:1]),
             drain_s=self._drain_s,
         )
-        hub = self._hubs[len(self.servers)] if self._hubs else None
+        hub = self.hubs[len(self.servers)] if self.hubs else None
         server = Server(config, engine=self._engine, swarm=self._swarm, hub=hub)
 
         async def watch(stage: Stage) -> None:

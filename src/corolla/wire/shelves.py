@@ -80,8 +80,8 @@ class Piece(ShelfMessage, frozen=True, tag=True):
 class OfferAdapter(ShelfMessage, frozen=True, tag=True):
     """Offers to put an adapter on a peer's shelf; answered by :class:`Wanted`.
 
-    If it is wanted, its files follow on the same stream, each from its first byte on, by :class:`PutPiece`, in the order
-    of their names.
+    If it is wanted, its files follow on the same stream, each from its first byte on, by :class:`PutPiece`, in order of
+    their names.
 
     Args:
         card: Its card.
@@ -101,7 +101,7 @@ class Wanted(ShelfMessage, frozen=True, tag=True):
 
 
 class PutPiece(ShelfMessage, frozen=True, tag=True):
-    """The next piece of a file, as payload; answered by ``Ack``. The last of all is so only once the adapter is kept."""
+    """The next piece of a file, as payload; answered by ``Ack``: the last of all, once the adapter is kept."""
 
     file: _File
 

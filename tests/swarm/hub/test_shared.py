@@ -59,7 +59,9 @@ def published(said, model, mine):
 def servers(model, tmp_path):
     """Two servers, each with a shelf of its own."""
     hubs = [HubConfig(cache_dir=tmp_path / f"server{index}") for index in range(2)]
-    with ThreadedSwarm(str(model), ["0:4", "0:4"], hubs=hubs) as servers:
+    swarm = ThreadedSwarm(str(model), ["0:4", "0:4"])
+    swarm.hubs = hubs
+    with swarm as servers:
         yield servers, [Shelf(hub.adapters) for hub in hubs]
 
 
