@@ -22,6 +22,7 @@ from corolla.wire import Adapt, AdapterMeta, hash_adapter, split_payload
 __all__ = ["AdapterStore"]
 
 _LOG = logger(__name__)
+_ANNOUNCED = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +64,8 @@ class AdapterStore:
 
     @property
     def hosted(self) -> tuple[str, ...]:
-        """The names of the adapters that the server has ready now, whole."""
-        return tuple(name for name, parts in self._hosted.items() if parts <= self._kept.keys())
+        """The names of the adapters that the server has ready now, whole; the last few, as announcements are short."""
+        return tuple(name for name, parts in self._hosted.items() if parts <= self._kept.keys())[-_ANNOUNCED:]
 
     @property
     def used_bytes(self) -> int:

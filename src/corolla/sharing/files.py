@@ -19,8 +19,8 @@ from corolla.terms import ModelId
 __all__ = ["FILES", "AdapterFiles", "describe_files", "open_files"]
 
 FILES: Final[tuple[FileName, ...]] = get_args(FileName)
-MAX_CONFIG_BYTES: Final = 64 << 10
-MAX_WEIGHT_BYTES: Final = 4 << 30
+_MAX_CONFIG_BYTES: Final = 64 << 10
+_MAX_WEIGHT_BYTES: Final = 4 << 30
 _MAX_RANKS: Final = 4096
 _MAX_NAMES: Final = 1024
 _READ_BYTES: Final = 4 << 20
@@ -153,9 +153,9 @@ def _look_up(base: str, hub: HubConfig) -> ModelId | None:
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise BadAdapter(f"{path} is over {MAX_CONFIG_BYTES} bytes, which no adapter's settings are")
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise BadAdapter(f"{path} is over {_MAX_CONFIG_BYTES} bytes, which no adapter's settings are")
         settings = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise BadAdapter(f"{path} holds no adapter's settings: {error}") from error
@@ -192,8 +192,8 @@ def _check_sizes(path: Path, settings: dict[str, Any]) -> None:
 def _check_weights(path: Path) -> None:
     try:
         size_bytes = path.stat().st_size
-        if size_bytes > MAX_WEIGHT_BYTES:
-            raise BadAdapter(f"{path} has {size_bytes} bytes; adapters have {MAX_WEIGHT_BYTES} at most")
+        if size_bytes > _MAX_WEIGHT_BYTES:
+            raise BadAdapter(f"{path} has {size_bytes} bytes; adapters have {_MAX_WEIGHT_BYTES} at most")
         with safe_open(path, framework="pt") as file:
             if not list(file.keys()):
                 raise BadAdapter(f"{path} holds no tensors")

@@ -5,8 +5,9 @@ Whatever comes from there is checked as if anybody had sent it.
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +67,7 @@ class HuggingFaceStore:
         with _translating("the hub"):
             for model in self._api.list_models(filter=_TAG, search=words or None, limit=_MOST_FOUND):
                 try:
-                    card = self._read_card(model.id, None)
+                    card = self._read_card(self._look(model.id))
                 except Error:
                     continue
                 if base in (None, card.base):
@@ -76,49 +77,63 @@ class HuggingFaceStore:
     def pull(self, name: str, shelf: Shelf) -> AdapterFiles:
         """Download an adapter, ``owner/name`` or ``owner/name@revision``, whose card says what it must be."""
         name = name.removeprefix("hf:") or (self._repo or "")
-        if not _NAME.fullmatch(name):
+        if not is_repository(name):
             raise UsageError(f"{name!r} is no repository of the Hugging Face hub; say owner/name")
-        repo, _, revision = name.partition("@")
-        card = self._read_card(repo, revision or None)
+        found = self._look(name)
+        card = self._read_card(found)
         if shelf.holds(card.id):
             return shelf.open(card.id)
         with shelf.draft(card) as draft:
             for file in FILES:
-                entry = dict(card.files)[file]
-                self._check_size(repo, revision or None, file, entry.size_bytes)
-                shutil.copyfile(self._download(repo, revision or None, file), draft.directory / file)
+                found.check_size(file, dict(card.files)[file].size_bytes)
+                shutil.copyfile(self._download(found, file), draft.directory / file)
             return draft.keep()
 
-    def _read_card(self, repo: str, revision: str | None) -> Card:
-        self._check_size(repo, revision, CARD_FILE, MAX_CARD_BYTES, is_exact=False)
-        return Card.read(self._download(repo, revision, CARD_FILE).read_bytes()[: MAX_CARD_BYTES + 1])
-
-    def _check_size(
-        self, repo: str, revision: str | None, file: str, size_bytes: int, *, is_exact: bool = True
-    ) -> None:
-        """Refuse a file before it is downloaded, if it is not as large as it should be."""
+    def _look(self, name: str) -> "_Found":
+        """See what a repository has, before anything is downloaded."""
+        repo, _, revision = name.partition("@")
         if self._hub.offline:
-            return
+            return _Found(repo, revision or "main", None)
         with _translating(repo):
-            infos = self._api.get_paths_info(repo, [file], revision=revision)
-        sizes = [getattr(info, "size", None) for info in infos if info.path == file]
-        if not sizes:
-            raise AdapterNotFound(f"{repo} has no {file}; it holds no published adapter")
-        if sizes[0] is None or sizes[0] > size_bytes or (is_exact and sizes[0] != size_bytes):
-            raise BadAdapter(
-                f"{file} of {repo} has {sizes[0]} bytes, where {size_bytes} are right; it was not downloaded"
-            )
+            info = self._api.model_info(repo, revision=revision or "main", files_metadata=True, timeout=30)
+        return _Found(repo, info.sha or "main", {file.rfilename: file.size or 0 for file in info.siblings or []})
 
-    def _download(self, repo: str, revision: str | None, file: str) -> Path:
-        with _translating(repo):
-            return Path(
-                self._api.hf_hub_download(
-                    repo,
-                    file,
-                    revision=revision,
-                    cache_dir=self._hub.downloads,
-                    local_files_only=self._hub.offline,
-                )
+    def _read_card(self, found: "_Found") -> Card:
+        found.check_size(CARD_FILE, MAX_CARD_BYTES, is_limit=True)
+        with self._download(found, CARD_FILE).open("rb") as file:
+            return Card.read(file.read(MAX_CARD_BYTES + 1))
+
+    def _download(self, found: "_Found", file: str) -> Path:
+        with _translating(found.repo):
+            path = self._api.hf_hub_download(
+                found.repo,
+                file,
+                revision=found.revision,
+                cache_dir=self._hub.downloads,
+                local_files_only=self._hub.offline,
+            )
+        return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A repository at one commit, and how large its files are; ``None`` where nobody can be asked."""
+
+    repo: str
+    revision: str
+    sizes_bytes: Mapping[str, int] | None
+
+    def check_size(self, file: str, size_bytes: int, *, is_limit: bool = False) -> None:
+        """Refuse a file that is not there, or not as large as it should be."""
+        if self.sizes_bytes is None:
+            return
+        found_bytes = self.sizes_bytes.get(file)
+        if found_bytes is None:
+            raise AdapterNotFound(f"{self.repo} has no {file}, so it holds no published adapter")
+        if found_bytes > size_bytes or (found_bytes < size_bytes and not is_limit):
+            raise BadAdapter(
+                f"{file} of {self.repo} has {found_bytes} bytes, where {size_bytes} were signed or are the most that "
+                "is read; it was not downloaded"
             )
 
 

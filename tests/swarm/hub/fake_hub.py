@@ -2,9 +2,10 @@
 
 Run with the directory, which holds OWNER/NAME/FILE, and the file; prints its port. Each repository has one commit.
 Files ending in .safetensors are kept with Git LFS, as on the hub, so that their SHA-256 is listed. A file named GATED
-closes a repository.
+closes a repository. What is pushed is taken, by one commit of files that are sent along with it.
 """
 
+import base64
 import hashlib
 import json
 import sys
@@ -33,11 +34,33 @@ class Hub(BaseHTTPRequestHandler):
         with LOG.open("a") as log:
             log.write(f"{self.command} {self.path.partition('?')[0]}\n")
         parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts == ["api", "models"]:
+            found = [{"id": "/".join(path.parts[-2:]), "tags": ["corolla"]} for path in sorted(ROOT.glob("*/*"))]
+            return self.reply(200, {}, json.dumps(found).encode())
         if parts[:2] == ["api", "models"]:
             return self.answer_listing(ROOT / parts[2] / parts[3], parts[5])
         return self.answer_file(ROOT / parts[0] / parts[1], parts[4])
 
     do_HEAD = do_GET
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts == ["api", "repos", "create"]:
+            said = json.loads(body)
+            name = f"{said.get('organization') or 'me'}/{said['name']}"
+            (ROOT / name).mkdir(parents=True, exist_ok=True)
+            return self.reply(200, {}, json.dumps({"url": f"http://127.0.0.1/{name}", "id": name}).encode())
+        repository = ROOT / parts[2] / parts[3]
+        if parts[4] == "preupload":
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            return self.reply(200, {}, json.dumps({"files": modes}).encode())
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                (repository / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
+        made = {"commitUrl": f"http://127.0.0.1/{parts[2]}/{parts[3]}/commit/x", "commitOid": commit_of(repository)}
+        return self.reply(200, {}, json.dumps(made | {"success": True}).encode())
 
     def answer_listing(self, repository, revision):
         if not repository.is_dir():
@@ -64,7 +87,7 @@ class Hub(BaseHTTPRequestHandler):
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def log_message(self, *_):
