@@ -180,7 +180,7 @@ def _check_sizes(path: Path, settings: dict[str, Any]) -> None:
         if not isinstance(patterns, dict) or len(patterns) > _MAX_NAMES:
             raise BadAdapter(f"{path} has a {name} that is none")
     targets = settings.get("target_modules") or []
-    if len(targets) > _MAX_NAMES or not isinstance(targets, list | str):
+    if not isinstance(targets, list | str) or len(targets) > _MAX_NAMES:
         raise BadAdapter(f"{path} has more than {_MAX_NAMES} target_modules")
     sizes = [settings.get(name) for name in ("r", "num_virtual_tokens")]
     sizes += (settings.get("rank_pattern") or {}).values()
@@ -194,7 +194,7 @@ def _check_weights(path: Path) -> None:
         size_bytes = path.stat().st_size
         if size_bytes > _MAX_WEIGHT_BYTES:
             raise BadAdapter(f"{path} has {size_bytes} bytes; adapters have {_MAX_WEIGHT_BYTES} at most")
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             if not list(file.keys()):
                 raise BadAdapter(f"{path} holds no tensors")
     except (OSError, SafetensorError) as error:

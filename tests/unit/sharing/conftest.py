@@ -1,36 +1,45 @@
-"""A tiny model, an adapter of it as PEFT saves one, and its card."""
+"""Directories as transformers and PEFT write them, by hand, and the card of an adapter."""
 
-import warnings
+import json
 
-import peft
+import numpy as np
 import pytest
-import transformers
+from safetensors.numpy import save_file
 
 from corolla.hub import HubConfig, open_repository
 from corolla.sharing import Shelf, describe_files, open_files
 from corolla.swarm import Identity
-from corolla.testing import save_tiny_model
+
+
+def write_model(directory, seed):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 4}))
+    numbers = np.full((4, 4), seed, np.float32)
+    save_file({"model.layers.0.self_attn.q_proj.weight": numbers}, directory / "model.safetensors")
+    return directory
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("llama"), family="llama")
+    return write_model(tmp_path_factory.mktemp("models") / "llama", 1)
 
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("other"), family="llama", context_tokens=64)
+    """One of the same shapes."""
+    return write_model(tmp_path_factory.mktemp("models") / "other", 2)
 
 
 @pytest.fixture(scope="session")
 def plain(model, tmp_path_factory):
-    """A directory as PEFT writes it."""
+    """An adapter that has no card."""
     directory = tmp_path_factory.mktemp("adapters") / "pirate"
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PEFT, about itself
-        local = transformers.AutoModelForCausalLM.from_pretrained(model)
-        peft.get_peft_model(local, config).save_pretrained(directory)
+    directory.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(model)}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    pair = {key.format("A"): np.ones((2, 4), np.float32), key.format("B"): np.ones((4, 2), np.float32)}
+    save_file(pair, directory / "adapter_model.safetensors")
     return directory
 
 
