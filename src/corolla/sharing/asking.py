@@ -150,7 +150,7 @@ async def _put(channel: Channel, files: AdapterFiles, card: Card) -> None:
 
 async def _fetch_file(channel: Channel, draft: Draft, name: FileName) -> None:
     """Fetch a file, and no more of it than was signed."""
-    entry = dict(draft.card.files)[name]
+    entry = draft.card.files[name]
     digest, done = hashlib.sha256(), 0
     with (draft.directory / name).open("wb") as file:
         while done < entry.size_bytes:

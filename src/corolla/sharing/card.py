@@ -149,7 +149,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             BadAdapter: If it is another one.
         """
-        entry: FileEntry = dict[str, FileEntry](self.files)[name]
+        entry = self.files[name]
         if (size_bytes, sha256) != (entry.size_bytes, entry.sha256):
             raise BadAdapter(
                 f"{name} of adapter {self.label} is damaged, or another file: it has {size_bytes} bytes and SHA-256 "

@@ -85,7 +85,7 @@ class HuggingFaceStore:
             return shelf.open(card.id)
         with shelf.draft(card) as draft:
             for file in FILES:
-                found.check_size(file, dict(card.files)[file].size_bytes)
+                found.check_size(file, card.files[file].size_bytes)
                 shutil.copyfile(self._download(found, file), draft.directory / file)
             return draft.keep()
 

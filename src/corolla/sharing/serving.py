@@ -116,7 +116,7 @@ class ServedShelf:
         event(_LOG, "adapter kept", adapter=card.label, size_bytes=card.size_bytes, peer=channel.peer[:8])
 
     async def _receive(self, channel: Channel, draft: Draft) -> None:
-        sizes = dict[str, int]({name: entry.size_bytes for name, entry in draft.card.files.items()})
+        sizes = {name: entry.size_bytes for name, entry in draft.card.files.items()}
         for name in FILES:
             with (draft.directory / name).open("wb") as file:
                 while left := sizes[name] - file.tell():

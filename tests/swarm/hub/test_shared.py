@@ -1,10 +1,7 @@
 """Adapters on shelves of servers and on a hub: found and fetched by hash; whoever hands out another one is left."""
 
 import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import peft
 import pytest
@@ -13,10 +10,9 @@ import transformers
 from msgspec import structs
 
 from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm, SwarmStore
-from corolla.errors import AdapterNotFound, BadAdapter, CapacityError, UsageError
+from corolla.errors import AdapterNotFound, CapacityError, UsageError
 from corolla.hub import HubConfig, open_repository
-from corolla.sharing import CARD_FILE, Shelf, bring_files, describe_files, open_files
-from corolla.sharing.huggingface import HuggingFaceStore
+from corolla.sharing import Shelf, describe_files, open_files
 from corolla.swarm import Identity
 from corolla.testing import ThreadedSwarm, save_tiny_model
 
@@ -123,36 +119,3 @@ def test_servers_take_only_what_is_for_their_model_and_fits_their_quota(servers,
         with pytest.raises(CapacityError, match=r"no server took .*of the 100 lent to adapters"):
             store.push(files, card)
     assert [list(shelf.directory.iterdir()) for shelf in shelves] == [[], []]
-
-
-@pytest.fixture
-def endpoint(tmp_path):
-    served = tmp_path / "served"
-    served.mkdir()
-    command = [sys.executable, Path(__file__).with_name("fake_hub.py"), served, tmp_path / "log"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}", served
-        process.terminate()
-
-
-def test_an_adapter_goes_to_the_hugging_face_hub_and_back(endpoint, published, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    url, served = endpoint
-    files, card = published
-    theirs = HubConfig(cache_dir=tmp_path / "theirs", endpoint=url)
-    store = HuggingFaceStore(theirs, "me/reviews")
-    assert store.push(files, card) == "hf:me/reviews"
-    assert "tags: [corolla, lora]" in (served / "me" / "reviews" / "README.md").read_text()
-    assert store.search("", card.base) == [card]
-    assert store.search("", "cd" * 32) == []
-    assert bring_files("me/reviews", theirs).card == card
-    weights = served / "me" / "reviews" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b"0")
-    other = HubConfig(cache_dir=tmp_path / "others", endpoint=url)
-    with pytest.raises(BadAdapter, match="were signed or are the most that is read; it was not downloaded"):
-        bring_files("me/reviews", other)
-    with pytest.raises(AdapterNotFound, match="no such adapter in me/nothing"):
-        bring_files("me/nothing", other)
-    (served / "me" / "reviews" / CARD_FILE).unlink()
-    with pytest.raises(AdapterNotFound, match="holds no published adapter"):
-        bring_files("me/reviews@main", other)
