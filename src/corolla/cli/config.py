@@ -11,6 +11,7 @@ __all__ = [
     "ChatConfig",
     "DemoConfig",
     "InviteConfig",
+    "MetricsConfig",
     "OutputConfig",
     "ParentConfig",
     "ShareConfig",
@@ -113,6 +114,26 @@ class InviteConfig:
     def __post_init__(self) -> None:
         if not self.expires_s > 0:
             raise ConfigError(f"expires_s is {self.expires_s}; an invite holds for some time, or never ends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Where Prometheus may ask a server, a relay or a gateway.
+
+    Raises:
+        ConfigError: If the port is none.
+    """
+
+    port: int | None = field(
+        default=None, metadata={"help": "answer Prometheus on this port; 0 for any that is free; default: do not"}
+    )
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "network interface for that; the default lets this machine alone ask"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; it is 0 to 65535")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,17 @@ import anyio
 import torch
 import typer
 from platformdirs import user_data_path
+from prometheus_client import CollectorRegistry
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from corolla.cli.config import ChatConfig, OutputConfig
+from corolla.cli.config import ChatConfig, MetricsConfig, OutputConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.finding import find_peers
 from corolla.cli.flags import FINDING_FLAGS, Flag, command
 from corolla.cli.progress import show_progress
+from corolla.cli.prometheus import METRICS_FLAGS, answer_prometheus
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
@@ -60,7 +62,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
 
 
 @command(
-    sections=("gateway", "chat", "client", "swarm", "hub"),
+    sections=("gateway", "chat", "client", "swarm", "hub", "metrics"),
     flags=(
         Flag("gateway.models", "MODEL"),
         *FINDING_FLAGS,
@@ -70,6 +72,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
         _DATABASE,
         Flag("gateway.cors_origins", "--cors-origin"),
         Flag("gateway.max_answers"),
+        *METRICS_FLAGS,
         Flag("client.codec"),
         Flag("client.precision"),
         Flag("client.allow_peers", "--allow-peer"),
@@ -97,7 +100,9 @@ def run(settings: Settings) -> None:
             with show_progress(output) as report:
                 hub = settings.get(HubConfig)
                 catalog = Catalog.load(config.models, swarm, adapters=config.adapters, hub=hub, report=report)
-            anyio.run(_Run(Gateway(catalog, accounts, config), accounts, output).live)
+            run = _Run(Gateway(catalog, accounts, config), accounts, output)
+            with answer_prometheus(settings.get(MetricsConfig), lambda: run.registry, output):
+                anyio.run(run.live)
 
 
 @command(
@@ -158,6 +163,11 @@ class _Run:
         self._gateway = gateway
         self._accounts = accounts
         self._output = output
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What is told to Prometheus."""
+        return self._gateway.metrics.registry
 
     async def live(self) -> None:
         """Serve until Ctrl-C or SIGTERM."""

@@ -2,15 +2,17 @@
 
 import signal
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import anyio
 from rich.filesize import decimal
 
 from corolla import __version__
-from corolla.cli.config import OutputConfig
+from corolla.cli.config import MetricsConfig, OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import is_told, seek_peers
 from corolla.cli.flags import Flag, command
+from corolla.cli.prometheus import METRICS_FLAGS, answer_prometheus
 from corolla.cli.settings import Settings
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
@@ -18,13 +20,16 @@ from corolla.swarm import LightConfig, LightPeer, RelayConfig, RelayLoad, SwarmC
 from corolla.swarm.light import LightStage
 from corolla.telemetry import configure_logging
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
 __all__ = ["relay"]
 
 _SHOW_S = 10.0
 
 
 @command(
-    sections=("light", "relay", "swarm"),
+    sections=("light", "relay", "swarm", "metrics"),
     flags=(
         Flag("light.peers", "--peer"),
         Flag("light.host"),
@@ -36,6 +41,7 @@ _SHOW_S = 10.0
         Flag("swarm.directory"),
         Flag("swarm.lan", "--lan/--no-lan"),
         Flag("swarm.dht"),
+        *METRICS_FLAGS,
         Flag("relay.max_peers"),
         Flag("relay.max_streams"),
         Flag("relay.max_streams_per_peer"),
@@ -66,23 +72,32 @@ def relay(settings: Settings) -> None:
         relay=replace(settings.get(RelayConfig), enabled=True),
         version=__version__,
     )
-    anyio.run(_Run(peer, output).live)
+    anyio.run(_Run(peer, settings.get(MetricsConfig), output).live)
 
 
 class _Run:
     """A relay at work, and what is told of it."""
 
-    def __init__(self, peer: LightPeer, output: Output) -> None:
+    def __init__(self, peer: LightPeer, metrics: MetricsConfig, output: Output) -> None:
         self._peer = peer
+        self._metrics = metrics
         self._output = output
 
     async def live(self) -> None:
         """Run it until it has left."""
-        with catch_signals(self._peer.stop, signal.SIGINT, signal.SIGTERM):
+        with (
+            answer_prometheus(self._metrics, self._registry, self._output),
+            catch_signals(self._peer.stop, signal.SIGINT, signal.SIGTERM),
+        ):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._show_load)
                 await self._peer.run(self._tell)
                 tasks.cancel_scope.cancel()
+
+    def _registry(self) -> "CollectorRegistry":
+        from corolla.swarm.reach.metrics import relay_registry
+
+        return relay_registry(lambda: self._peer.relay_load)
 
     async def _tell(self, stage: LightStage) -> None:
         peer = self._peer

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import anyio
 
-from corolla.cli.config import OutputConfig, ParentConfig, SupervisorConfig
+from corolla.cli.config import MetricsConfig, OutputConfig, ParentConfig, SupervisorConfig
 from corolla.cli.console import Output
 from corolla.cli.failures import INTERRUPTED, report_failure
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
+from corolla.cli.prometheus import METRICS_FLAGS, answer_prometheus
 from corolla.cli.settings import Settings, limit_kernels
 from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
@@ -27,13 +28,12 @@ from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import RelayConfig, SwarmConfig
 from corolla.telemetry import configure_logging
-from corolla.telemetry.metrics import serve_metrics
 
 __all__ = ["serve"]
 
 
 @command(
-    sections=("server", "engine", "swarm", "relay", "hub", "parent", "supervisor"),
+    sections=("server", "engine", "swarm", "relay", "hub", "metrics", "parent", "supervisor"),
     flags=(
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
@@ -55,8 +55,7 @@ __all__ = ["serve"]
         Flag("server.adapters", "--adapter"),
         Flag("server.adapter_bytes"),
         Flag("server.shelf_bytes"),
-        Flag("server.metrics_port"),
-        Flag("server.metrics_host"),
+        *METRICS_FLAGS,
         Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
@@ -106,7 +105,7 @@ def serve(settings: Settings) -> int:
         hub=settings.get(HubConfig),
         relay=settings.get(RelayConfig),
     )
-    run = _Run(server, Output(config), until_eof=parent.until_eof)
+    run = _Run(server, settings.get(MetricsConfig), Output(config), until_eof=parent.until_eof)
     if not parent.until_eof:
         anyio.run(run.live)
         return 0
@@ -122,8 +121,9 @@ def serve(settings: Settings) -> int:
 class _Run:
     """A server at work, and what is told of it."""
 
-    def __init__(self, server: Server, output: Output, *, until_eof: bool) -> None:
+    def __init__(self, server: Server, metrics: MetricsConfig, output: Output, *, until_eof: bool) -> None:
         self._server = server
+        self._metrics = metrics
         self._output = output
         self._until_eof = until_eof
         self._is_online = False
@@ -141,26 +141,17 @@ class _Run:
 
         stopping = () if self._until_eof else (signal.SIGINT, signal.SIGTERM)
         ignored = (signal.SIGINT,) if self._until_eof else ()
-        with self._answering_prometheus(), catch_signals(count, *stopping), catch_signals(lambda: None, *ignored):
+        with (
+            answer_prometheus(self._metrics, lambda: self._server.metrics.registry, self._output),
+            catch_signals(count, *stopping),
+            catch_signals(lambda: None, *ignored),
+        ):
             async with anyio.create_task_group() as tasks:
                 if self._until_eof:
                     tasks.start_soon(self._stop_at_eof)
                 with show_progress(self._output) as report:
                     await self._server.run(self._tell, report)
                 tasks.cancel_scope.cancel()
-
-    @contextmanager
-    def _answering_prometheus(self) -> Iterator[None]:
-        config = self._server.config
-        if config.metrics_port is None:
-            yield
-            return
-        with serve_metrics(self._server.metrics.registry, config.metrics_host, config.metrics_port) as port:
-            url = f"http://{config.metrics_host}:{port}/metrics"
-            self._output.note(f"metrics are at {url}")
-            if self._output.is_json:
-                self._output.json({"stage": "metrics", "url": url})
-            yield
 
     def end(self, code: int) -> None:
         """End the process now, whatever its threads are doing."""

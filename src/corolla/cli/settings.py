@@ -60,6 +60,7 @@ SECTIONS = {
     "key": "corolla.gateway:KeyConfig",
     "invite": "corolla.cli.config:InviteConfig",
     "share": "corolla.cli.config:ShareConfig",
+    "metrics": "corolla.cli.config:MetricsConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",
     "supervisor": "corolla.cli.config:SupervisorConfig",

@@ -80,28 +80,32 @@ def make_app(gateway: Gateway) -> FastAPI:
 
 def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     admitted = _admission(gateway)
+    timed = gateway.metrics.timed
 
     @app.post("/v1/chat/completions", responses=_FAILURES | _STREAMED, operation_id="chat")
     async def chats(body: ChatRequest, request: Request, account: admitted) -> Response:  # type: ignore[valid-type]
         """Go on with a chat."""
         offer = _begin(gateway, account, body)
         if body.stream:
-            return EventStream(partial(stream_chat, gateway, account, body, offer))
-        return await _at_once(request, partial(chat, gateway, account, body, offer))
+            return EventStream(timed("chat", partial(stream_chat, gateway, account, body, offer), offer))
+        return await _at_once(request, timed("chat", partial(chat, gateway, account, body, offer), offer))
 
     @app.post("/v1/completions", responses=_FAILURES | _STREAMED, operation_id="complete")
     async def completions(body: CompletionRequest, request: Request, account: admitted) -> Response:  # type: ignore[valid-type]
         """Continue texts."""
         offer = _begin(gateway, account, body)
         if body.stream:
-            return EventStream(partial(stream_completion, gateway, account, body, offer))
-        return await _at_once(request, partial(complete, gateway, account, body, offer))
+            streamed = partial(stream_completion, gateway, account, body, offer)
+            return EventStream(timed("text_completion", streamed, offer))
+        whole = partial(complete, gateway, account, body, offer)
+        return await _at_once(request, timed("text_completion", whole, offer))
 
     @app.post("/v1/embeddings", responses=_FAILURES, operation_id="embed")
     async def embeddings(body: EmbeddingRequest, request: Request, account: admitted) -> Response:  # type: ignore[valid-type]
         """Turn texts into vectors."""
         offer = _begin(gateway, account, body)
-        is_there, answer = await unless_gone(request.receive, partial(embed, gateway, account, body, offer))
+        whole = partial(embed, gateway, account, body, offer)
+        is_there, answer = await unless_gone(request.receive, timed("embeddings", whole, offer))
         return JSONResponse(answer) if is_there else _GONE
 
 

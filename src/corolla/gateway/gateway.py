@@ -12,6 +12,7 @@ from corolla.gateway.accounts import Account, Accounts
 from corolla.gateway.catalog import Catalog
 from corolla.gateway.config import GatewayConfig
 from corolla.gateway.generation import Answer, Generation, Piece, Question
+from corolla.gateway.metrics import GatewayMetrics
 from corolla.gateway.sessions import KeptSessions
 
 __all__ = ["Gateway", "Tell"]
@@ -30,6 +31,12 @@ class Gateway:
         catalog: What is offered.
         accounts: Who may ask.
         config: How much.
+
+    Attributes:
+        catalog: What is offered.
+        config: How much.
+        kept: Sessions between turns.
+        metrics: What it tells of itself.
     """
 
     def __init__(self, catalog: Catalog, accounts: Accounts, config: GatewayConfig) -> None:
@@ -41,6 +48,7 @@ class Gateway:
         self._threads = anyio.CapacityLimiter(config.max_answers)
         self._lookups = anyio.CapacityLimiter(8)
         self._under_way = 0
+        self.metrics = GatewayMetrics(lambda: self._under_way, lambda: len(self.kept))
 
     async def __aenter__(self) -> Self:
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -96,8 +104,10 @@ class Gateway:
                             tasks.start_soon(generation.run, self._threads)
             finally:
                 read = sum(len(tokens) for tokens in {tuple(one.tokens) for one in questions})
-                await self.record(account, read, sum(one.answer.tokens for one in generations))
-        return [generation.answer for generation in generations]
+                answers = [generation.answer for generation in generations]
+                self.metrics.note_answers(questions[0].operation, questions[0].offer.name, answers, read)
+                await self.record(account, read, sum(answer.tokens for answer in answers))
+        return answers
 
     async def run(self, functions: Sequence[Callable[[], _T]]) -> list[_T]:
         """Run what is no generation on threads, one after another, as one answer under way.

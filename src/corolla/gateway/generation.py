@@ -6,7 +6,7 @@ Knows nothing of HTTP and of how requests look.
 # B batch (always 1), P prompt and answer so far, T prompt, V vocabulary
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,13 +15,14 @@ import anyio
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from corolla.client import GenerationSession
+from corolla.client import GenerationSession, Replay
 from corolla.errors import CacheFull, Error, NoChain, PeerBusy, SessionClosed
 from corolla.gateway.catalog import Offer
 from corolla.gateway.grammar import Form
 from corolla.gateway.sampling import Chooser, Sampling, TokenLog, log_tokens
 from corolla.gateway.sessions import KeptSessions
 from corolla.gateway.text import Spelling, StopFinder
+from corolla.telemetry.metrics import Operation
 from corolla.terms import Chain
 
 __all__ = ["Answer", "Generation", "Piece", "Question", "Reason"]
@@ -45,6 +46,7 @@ class Question:
         form: The form that it must have.
         shows_special: Whether special tokens are part of its text.
         scores_prompt: Whether to say how likely the prompt was.
+        operation: What the request is called in metrics.
     """
 
     owner: str
@@ -56,6 +58,7 @@ class Question:
     form: Form | None = None
     shows_special: bool = False
     scores_prompt: bool = False
+    operation: Operation = "text_completion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class Answer:
         first_s: From the question to the first token.
         rest_s: From the first to the last.
         session: Where it was computed.
-        replays: How many servers were replaced meanwhile.
+        earlier_replays: How many servers had been replaced in its session before.
     """
 
     text: str = ""
@@ -103,6 +106,11 @@ class Answer:
     def chain(self) -> Chain | None:
         """The servers that compute it."""
         return None if self.session is None else self.session.chain
+
+    @property
+    def replays(self) -> Sequence[Replay]:
+        """What servers were given because others had failed meanwhile."""
+        return () if self.session is None else self.session.replays[self.earlier_replays :]
 
 
 class Generation:

@@ -65,7 +65,7 @@ def ask_chat(request: ChatRequest, offer: Offer, owner: str, config: GatewayConf
     limit_tokens = _limit(len(tokens), wanted, offer, config)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     question = _question(request, offer, owner, tokens, limit_tokens=limit_tokens, logprobs=logprobs)
-    question = replace(question, form=form, shows_special=bool(call_format and call_format.begin))
+    question = replace(question, form=form, shows_special=bool(call_format and call_format.begin), operation="chat")
     return ChatQuestion(question, call_format, must_call)
 
 

@@ -29,14 +29,14 @@ def report(answer: Answer) -> dict[str, Any]:
     Args:
         answer: The answer, which is over.
     """
-    replays = [] if answer.session is None else answer.session.replays[answer.earlier_replays :]
     return {
         "chain": chain_report(answer),
         "first_token_s": round(answer.first_s, 4),
         "tokens_per_s": round((answer.tokens - 1) / answer.rest_s, 2) if answer.rest_s and answer.tokens > 1 else None,
         "cached_tokens": answer.cached_tokens,
         "replays": [
-            {**_hop(replay.hop), "tokens": replay.tokens, "elapsed_s": round(replay.elapsed_s, 4)} for replay in replays
+            {**_hop(replay.hop), "tokens": replay.tokens, "elapsed_s": round(replay.elapsed_s, 4)}
+            for replay in answer.replays
         ],
     }
 

@@ -86,12 +86,6 @@ class ServerConfig:
         default=10.0,
         metadata={"help": "look this often whether other blocks need this server more", "unit": "seconds"},
     )
-    metrics_port: int | None = field(
-        default=None, metadata={"help": "answer Prometheus on this port; 0 for any that is free; default: do not"}
-    )
-    metrics_host: str = field(
-        default="127.0.0.1", metadata={"help": "network interface for that; the default lets this machine alone ask"}
-    )
     adapters: tuple[str, ...] = field(
         default=(),
         metadata={

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from corolla.engine import Result, WorkKind
 from corolla.swarm import RelayLoad
+from corolla.swarm.reach.metrics import relay_readings
 from corolla.telemetry.metrics import GenerationMetrics, Operation, Reading, Readings
 from corolla.terms import Announcement, ServerState
 
@@ -35,7 +36,6 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         self._said: Announcement | None = None
         self._tasks: int | None = None
-        self._relay_load = relay_load
         self._generation = GenerationMetrics(self.registry)
         self._tokens = Counter(
             "corolla_server_tokens", "Tokens that went through the span.", ["kind"], registry=self.registry
@@ -61,10 +61,7 @@ class ServerMetrics:
                 Reading("corolla_server_free_kv_tokens", "Promised to nobody.", self._say(lambda one: one.free_tokens)),
                 Reading("corolla_server_tasks", "When it last announced itself.", lambda: self._tasks),
                 Reading("corolla_server_tokens_per_second", "For one session or a prompt.", self._speeds, "kind"),
-                Reading("corolla_relay_peers", "Reached by it.", self._relay(lambda load: load.peers)),
-                Reading("corolla_relay_streams", "Joined by it.", self._relay(lambda load: load.streams)),
-                Reading("corolla_relay_passed_bytes_total", "Passed on.", self._relay(lambda load: load.passed_bytes)),
-                Reading("corolla_relay_refused_total", "Refused.", self._relay(lambda load: load.refused)),
+                *relay_readings(relay_load),
             ],
         )
         ProcessCollector(registry=self.registry)
@@ -95,13 +92,6 @@ class ServerMetrics:
 
     def _say(self, read: Callable[[Announcement], float]) -> Callable[[], float | None]:
         return lambda: None if self._said is None else read(self._said)
-
-    def _relay(self, read: Callable[[RelayLoad], float]) -> Callable[[], float | None]:
-        def give() -> float | None:
-            load = self._relay_load()
-            return None if load is None else read(load)
-
-        return give
 
     def _states(self) -> Mapping[str, float]:
         state = None if self._said is None else self._said.state
