@@ -20,7 +20,7 @@ help:
 	@echo "make wan     tests on emulated home routers; needs root on Linux"
 	@echo "make chaos   a soak of an hour: servers die while clients speak; CHAOS='--minutes 5'"
 	@echo "make fuzz    made-up bytes against what reads those of peers; installs atheris; FUZZ=-max_total_time=3600"
-	@echo "make lm-eval lm-eval against the gateway; installs lm-eval, which is large"
+	@echo "make lm-eval other people's clients against the gateway; installs lm-eval, which is large"
 	@echo "make check   lint, types and tests: what a change must pass"
 	@echo "make lint    style, format and the direction of imports"
 	@echo "make types   the type checker"
@@ -51,6 +51,7 @@ fuzz: $(ENVIRONMENT)
 lm-eval: $(ENVIRONMENT)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt 'lm-eval[api]'
 	$(BIN)/python -m pytest tests/swarm/gateway/test_lm_eval.py
+	$(BIN)/python -m bench sdks
 
 check: lint types test
 

@@ -1,7 +1,8 @@
-"""What the gateway costs over the client library, what a kept session saves, and how heavy the chat page is.
+"""What the gateway costs over the client library, and what a kept session saves.
 
 One server process with SmolLM2-135M's 30 blocks on this machine; the gateway runs in this process, on its own thread.
-Tokens are chosen greedily on both sides, and must be the same.
+Tokens are chosen greedily on both sides, and must be the same. Give it a quiet machine and, where possible, real-time
+priority: ``chrt -r 5 python -m bench gateway``.
 """
 
 import json
@@ -33,7 +34,8 @@ __all__ = ["main"]
 
 MODEL = "smollm2"
 TOKENS = 64
-ROUNDS = 7
+ROUNDS = 9
+ENDS = [0, 2]  # SmolLM2's tokens that end a text; both sides are kept from them
 PROMPT = "Tell me about the history of the bicycle, " * 40
 
 
@@ -48,7 +50,7 @@ def main() -> None:
         catalog = Catalog.load([MODEL], swarm, hub=HubConfig(), report=stay_silent)
         accounts = Accounts(Path(folder) / "keys.sqlite")
         with _running(catalog, accounts) as http:
-            rows = [*_overhead(catalog.find(MODEL), http), *_turns(http), *_page(http)]
+            rows = [*_overhead(catalog.find(MODEL), http), *_turns(http)]
         accounts.close()
     write_report("gateway", rows, "The gateway over the client library: one server, SmolLM2-135M")
 
@@ -78,8 +80,12 @@ def _overhead(offer: Offer, http: httpx.Client) -> list[Row]:
     library_s, gateway_s = [], []
     for number in range(ROUNDS):
         chat = [{"role": "user", "content": f"Count from {number} to a hundred, in words."}]
-        library_s.append(_library(offer, chat))
-        gateway_s.append(_stream(http, chat, max_tokens=TOKENS).rest_s / (TOKENS - 1))
+        text, token_s = _library(offer, chat)
+        streamed = _stream(http, chat, max_tokens=TOKENS)
+        if streamed.text != text:
+            raise SystemExit(f"the gateway said {streamed.text!r}, and the library {text!r}")
+        library_s.append(token_s)
+        gateway_s.append(streamed.rest_s / (TOKENS - 1))
     library, gateway = statistics.median(library_s) * 1000, statistics.median(gateway_s) * 1000
     differences = [(one - other) * 1000 for one, other in zip(gateway_s, library_s, strict=True)]
     return [
@@ -89,7 +95,7 @@ def _overhead(offer: Offer, http: httpx.Client) -> list[Row]:
     ]
 
 
-def _library(offer: Offer, chat: list[dict[str, str]]) -> float:
+def _library(offer: Offer, chat: list[dict[str, str]]) -> tuple[str, float]:
     tokens_BT = offer.tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
@@ -102,12 +108,13 @@ def _library(offer: Offer, chat: list[dict[str, str]]) -> float:
         def end(self) -> None:
             pass
 
-    forever = {"eos_token_id": None, "do_sample": False, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+    forever = {"eos_token_id": None, "do_sample": False, "max_new_tokens": TOKENS, "suppress_tokens": ENDS}
     with offer.model.session(tokens_BT.shape[1] + TOKENS) as session, torch.inference_mode():
-        offer.model.generate(
+        written_BT = offer.model.generate(
             tokens_BT, attention_mask=torch.ones_like(tokens_BT), session=session, streamer=Clock(), **forever
         )
-    return (times_s[-1] - times_s[1]) / (TOKENS - 1)  # the prompt is the first
+    text = offer.decode(written_BT[0, tokens_BT.shape[1] :].tolist())
+    return text, (times_s[-1] - times_s[1]) / (TOKENS - 1)  # the prompt is the first
 
 
 class _Streamed:
@@ -127,7 +134,7 @@ def _stream(http: httpx.Client, chat: list[dict[str, str]], max_tokens: int) -> 
         "max_tokens": max_tokens,
         "temperature": 0,
         "stream": True,
-        "logit_bias": {"2": -100, "0": -100},  # it goes on to the end
+        "logit_bias": {str(token): -100 for token in ENDS},
         "stream_options": {"include_usage": True},
     }
     began_s, times_s, text, cached = time.perf_counter(), [], "", 0
@@ -158,17 +165,6 @@ def _turns(http: httpx.Client) -> list[Row]:
         Row("first piece of a chat of 370 tokens", first_ms, "ms"),
         Row("first piece of its next turn", turn_ms, "ms", "first piece of a chat of 370 tokens", turn_ms / first_ms),
         Row("tokens of that turn that servers knew", statistics.median(shares), "tokens"),
-    ]
-
-
-def _page(http: httpx.Client) -> list[Row]:
-    names = ["/", *(f"/page/{name}" for name in ("chat.css", "icon.svg", "main.js", "api.js", "chain.js"))]
-    names += [f"/page/{name}" for name in ("markdown.js", "messages.js", "store.js")]
-    began_s = time.perf_counter()
-    sizes = [len(http.get(name).raise_for_status().content) for name in names]
-    return [
-        Row("the chat page, all files", sum(sizes) / 1000, "KB"),
-        Row("fetching them one after another", (time.perf_counter() - began_s) * 1000, "ms"),
     ]
 
 

@@ -23,6 +23,12 @@ def config(settings: Settings) -> None:
 
     A flag counts more than the environment, which counts more than the file, which counts more than the default. A
     setting KEY such as server.port is COROLLA_SERVER_PORT in the environment, and port below [server] in the file.
+
+    Examples:
+
+    corolla config
+
+    corolla config --json
     """
     output = Output(settings.get(OutputConfig))
     rows = [(one.key, one.shown, one.origin) for one in settings.all]
@@ -38,7 +44,12 @@ def config(settings: Settings) -> None:
 
 @command(sections=(), flags=(Flag("output.json"),))
 def version(settings: Settings) -> None:
-    """Show the versions of Corolla and of what it stands on."""
+    """Show the versions of Corolla and of what it stands on.
+
+    Examples:
+
+    corolla version --json
+    """
     output = Output(settings.get(OutputConfig))
     versions = {
         "corolla": corolla.__version__,

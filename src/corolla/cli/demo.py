@@ -59,6 +59,12 @@ def demo(settings: Settings) -> None:
 
     Three server processes share the blocks of a small model, and each answer is computed through all of them. Without a
     terminal it asks one question and ends.
+
+    Examples:
+
+    corolla demo
+
+    corolla demo --servers 2 --question "Who wrote Faust?" < /dev/null
     """
     anyio.run(_run, settings)
 

@@ -23,9 +23,13 @@ MISUSED = 2
 """The exit code for what was asked in vain and always will be."""
 
 _FAILED = 1
-_EXTRAS = dict.fromkeys(("fastapi", "llguidance", "sqlalchemy", "uvicorn"), "gateway")
-
-_EXTRAS = {"fastapi": "monitor", "prometheus_client": "monitor", "uvicorn": "monitor"}
+_EXTRAS = {
+    **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "monitor"),
+    **dict.fromkeys(("llguidance", "sqlalchemy"), "gateway"),
+    "psycopg": "postgresql",
+    "peft": "tuning",
+    "opentelemetry": "otlp",
+}
 """Where packages belong; others come with torch."""
 
 

@@ -87,6 +87,12 @@ def run(settings: Settings) -> None:
     """Offer models of a swarm to programs, by an API like OpenAI's, and to people, by a page.
 
     The first run makes an API key and shows it, once. corolla gateway keys makes more, lists and revokes them.
+
+    Examples:
+
+    corolla gateway --peer tls://192.0.2.7:31330
+
+    corolla gateway smollm2 --host 0.0.0.0 --port 80 --metrics-port 9465
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(GatewayConfig)
     configure_logging(settings.get(OutputConfig).log_level, json=settings.get(OutputConfig).log_json)
@@ -110,7 +116,12 @@ def run(settings: Settings) -> None:
     flags=(Flag("key.name"), Flag("key.requests_per_min"), Flag("key.tokens_per_day"), _DATABASE, *_OUTPUT),
 )
 def new(settings: Settings) -> None:
-    """Make an API key, and show it, once."""
+    """Make an API key, and show it, once.
+
+    Examples:
+
+    corolla gateway keys new --name Ada --requests-per-min 60 --tokens-per-day 100000
+    """
     output = Output(settings.get(OutputConfig))
     with closing(_accounts(settings.get(GatewayConfig))) as accounts:
         made = accounts.make(settings.get(KeyConfig))
@@ -123,7 +134,12 @@ def new(settings: Settings) -> None:
 
 @command(sections=("gateway", "key"), flags=(Flag("key.id", "ID"), _DATABASE, *_OUTPUT))
 def revoke(settings: Settings) -> None:
-    """Take an API key back, from the next request on."""
+    """Take an API key back, from the next request on.
+
+    Examples:
+
+    corolla gateway keys revoke 3f9a1c2b
+    """
     key = settings.get(KeyConfig).id
     if key is None:
         raise UsageError("say which key to revoke, by its id; corolla gateway keys list shows them")
@@ -134,7 +150,12 @@ def revoke(settings: Settings) -> None:
 
 @command(sections=("gateway",), flags=(_DATABASE, *_OUTPUT))
 def list_(settings: Settings) -> None:
-    """List the API keys, what they allow and what was spent with them."""
+    """List the API keys, what they allow and what was spent with them.
+
+    Examples:
+
+    corolla gateway keys list --json
+    """
     output = Output(settings.get(OutputConfig))
     with closing(_accounts(settings.get(GatewayConfig))) as accounts:
         spent = accounts.all()

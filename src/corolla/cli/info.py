@@ -55,6 +55,12 @@ def info(settings: Settings) -> None:
 
     Who serves it is seen from a --peer of the swarm, or from whoever is found; without MODEL, it is the only model that
     the swarm has.
+
+    Examples:
+
+    corolla info meta-llama/Llama-3.1-70B-Instruct
+
+    corolla info --peer tls://192.0.2.7:31330 --json
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(ChatConfig)
     swarm = with_state(settings.get(SwarmConfig))

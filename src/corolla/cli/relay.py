@@ -60,6 +60,12 @@ def relay(settings: Settings) -> None:
     they cannot be dialled. Without --peer it joins the swarm that it finds on the local network or, if it has an
     invite, in the DHT; if there is none, it starts one. What passes is encrypted between the two others. Run it where a
     public address is; it serves no blocks and needs little.
+
+    Examples:
+
+    corolla relay
+
+    corolla relay --peer tls://192.0.2.7:31330 --announce tls://203.0.113.9:31330 --identity relay.key
     """
     config, output = settings.get(OutputConfig), Output(settings.get(OutputConfig))
     configure_logging(config.log_level, json=config.log_json)

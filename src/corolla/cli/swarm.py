@@ -59,6 +59,12 @@ def status(settings: Settings) -> None:
     """Show how a swarm is: which blocks have servers, who they are, how fast, how far, and what is wrong.
 
     It is seen from a --peer of it, by an --invite to it, or else from a server on the local network.
+
+    Examples:
+
+    corolla swarm status --peer tls://192.0.2.7:31330
+
+    corolla swarm status --invite invite.txt --json
     """
     output, config = Output(settings.get(OutputConfig)), with_state(settings.get(SwarmConfig))
     look = anyio.run(look_at_swarm, config, find_peers(settings, output))
@@ -95,6 +101,12 @@ def new(settings: Settings) -> None:
     """Make a private swarm: its key, and a first invite, which is all that is written to standard output.
 
     Only peers with an invite can serve or use it. Whoever has the key can invite.
+
+    Examples:
+
+    corolla swarm new > invite.txt
+
+    corolla swarm new --swarm lab --expires 90d --name "everybody in the lab"
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(InviteConfig)
     owned = OwnedSwarm.create(_home(), config.swarm or "home")
@@ -110,6 +122,12 @@ def invite(settings: Settings) -> None:
     """Make an invite to a private swarm of this account, and write it to standard output: one line, to be sent on.
 
     It may be used by several peers of its holder. Addresses of peers in it make it enough to join by itself.
+
+    Examples:
+
+    corolla swarm invite --peer tls://192.0.2.7:31330
+
+    corolla swarm invite --for use --expires 12h --name Ada
     """
     config = settings.get(InviteConfig)
     _issue(OwnedSwarm.open(_home(), config.swarm), config, Output(settings.get(OutputConfig)))
@@ -129,6 +147,10 @@ def revoke(settings: Settings) -> None:
     """Revoke an invite: peers that came by it are cut off, and the swarm tells it on.
 
     The swarm is told at a --peer of it, or at the addresses in its invites. Doing it again tells it again.
+
+    Examples:
+
+    corolla swarm revoke 3f9a1c2b
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(InviteConfig)
     if config.id is None:
@@ -155,7 +177,12 @@ def revoke(settings: Settings) -> None:
 
 @command(sections=("invite",), flags=(Flag("invite.swarm"), Flag("output.json"), Flag("output.quiet")))
 def list_(settings: Settings) -> None:
-    """List the private swarms of this account, and the invites that were made to them."""
+    """List the private swarms of this account, and the invites that were made to them.
+
+    Examples:
+
+    corolla swarm list --json
+    """
     output, config = Output(settings.get(OutputConfig)), settings.get(InviteConfig)
     names = [config.swarm] if config.swarm else OwnedSwarm.names(_home())
     swarms = [OwnedSwarm.open(_home(), name) for name in names]

@@ -28,6 +28,12 @@ def trace(settings: Settings) -> None:
     For each step, when it ended, how many tokens it had and how long it took; then for each hop the milliseconds of
     waiting, computing, and travelling. Decisions stand between the steps: which servers were chosen and why, who failed
     and is avoided for how long, what was replayed, resumed or handed over. The text itself is not shown.
+
+    Examples:
+
+    corolla trace --peer tls://192.0.2.7:31330 --prompt "Once upon a time"
+
+    corolla trace --max-new-tokens 8 --json
     """
     from corolla.cli.conversation import Conversation
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,11 +15,12 @@ from corolla.gateway.config import GatewayConfig
 from corolla.gateway.generation import Answer, Generation, Piece, Question
 from corolla.gateway.metrics import GatewayMetrics
 from corolla.gateway.sessions import KeptSessions
+from corolla.gateway.telling import Telling
 
 __all__ = ["Gateway", "Tell"]
 
 Tell = Callable[[int, Answer, Piece], Coroutine[Any, Any, None]]
-"""Is given each piece with its answer's number and the answer so far; the next is made when it has returned."""
+"""Is given each piece, in order, with its answer's number and the answer so far."""
 
 _T = TypeVar("_T")
 _LOOKS_PER_LIFE = 4
@@ -95,19 +97,31 @@ class Gateway:
                 f"{len(questions)} answers are more than the {self.config.max_choices} of a request", field="n"
             )
         with self._counted(len(questions)):
-            listeners = [tell and _listener(tell, index) for index in range(len(questions))]
-            generations = [Generation(*one, self.kept) for one in zip(questions, listeners, strict=True)]
+            tellings = [None if tell is None else Telling(partial(tell, index)) for index in range(len(questions))]
+            generations = [
+                Generation(question, telling and telling.put, self.kept)
+                for question, telling in zip(questions, tellings, strict=True)
+            ]
             try:
                 with ungrouped():
                     async with anyio.create_task_group() as tasks:
-                        for generation in generations:
-                            tasks.start_soon(generation.run, self._threads)
+                        for generation, telling in zip(generations, tellings, strict=True):
+                            tasks.start_soon(self._generate, generation, telling)
             finally:
                 read = sum(len(tokens) for tokens in {tuple(one.tokens) for one in questions})
                 answers = [generation.answer for generation in generations]
                 self.metrics.note_answers(questions[0].operation, questions[0].offer.name, answers, read)
                 await self.record(account, read, sum(answer.tokens for answer in answers))
         return answers
+
+    async def _generate(self, generation: Generation, telling: Telling | None) -> None:
+        if telling is None:
+            await generation.run(self._threads)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(telling.run)
+            await generation.run(self._threads)
+            telling.end()
 
     async def run(self, functions: Sequence[Callable[[], _T]]) -> list[_T]:
         """Run what is no generation on threads, one after another, as one answer under way.
@@ -147,12 +161,3 @@ class Gateway:
         while True:
             await anyio.sleep(self.config.kept_s / _LOOKS_PER_LIFE)
             await anyio.to_thread.run_sync(self.kept.drop_old)
-
-
-def _listener(tell: Tell, index: int) -> Callable[[Answer, Piece], None]:
-    """Let an answer's thread tell its pieces on the event loop."""
-
-    def listen(answer: Answer, piece: Piece) -> None:
-        anyio.from_thread.run(tell, index, answer, piece)
-
-    return listen

@@ -9,6 +9,8 @@ __all__ = ["Spelling", "StopFinder"]
 
 _CONTEXT_TOKENS = 6
 """Tokenizers write a token otherwise after others; so many tokens before it tell how."""
+_SPELLED_AGAIN_TOKENS = 32
+"""Each new token is spelled with those before it, up to so many; then the first of them are let go of."""
 _UNFINISHED = "\ufffd"
 
 
@@ -23,8 +25,7 @@ class Spelling:
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> None:
         self._decode = decode
         self._tokens = list(prompt[-_CONTEXT_TOKENS:])
-        self._start = 0
-        self._spelled = len(self._tokens)
+        self._spelled = decode(self._tokens)
 
     def push(self, token: int) -> str:
         """Give the text that is certain now: empty in the middle of a character."""
@@ -36,12 +37,14 @@ class Spelling:
         return self._spell(is_last=True)
 
     def _spell(self, *, is_last: bool) -> str:
-        before = self._decode(self._tokens[self._start : self._spelled])
-        now = self._decode(self._tokens[self._start :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not is_last):
+        now = self._decode(self._tokens)
+        if len(now) <= len(self._spelled) or (now.endswith(_UNFINISHED) and not is_last):
             return ""
-        self._start, self._spelled = max(self._start, self._spelled - _CONTEXT_TOKENS), len(self._tokens)
-        return now[len(before) :]
+        text, self._spelled = now[len(self._spelled) :], now
+        if len(self._tokens) > _SPELLED_AGAIN_TOKENS:
+            self._tokens = self._tokens[-_CONTEXT_TOKENS:]
+            self._spelled = self._decode(self._tokens)
+        return text
 
 
 class StopFinder:

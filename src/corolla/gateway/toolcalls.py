@@ -26,6 +26,7 @@ class CallFormat:
         end: What comes after a call, or after all.
         arguments: What the arguments are called.
         is_list: Whether all calls are one list.
+        named: What stands between the name of a call and its arguments; empty if a call is one object.
     """
 
     sign: str
@@ -33,11 +34,16 @@ class CallFormat:
     end: str = ""
     arguments: str = "arguments"
     is_list: bool = False
+    named: str = ""
 
+
+_ID_LETTERS = 9
+"""Of the id of a call: Mistral's templates take no other."""
 
 _FORMATS = (
     CallFormat(sign="<tool_call>", begin="<tool_call>", end="</tool_call>"),  # Hermes, Qwen, SmolLM3
-    CallFormat(sign="[TOOL_CALLS]", begin="[TOOL_CALLS]", is_list=True),  # Mistral
+    CallFormat(sign="[ARGS]", begin="[TOOL_CALLS]", named="[ARGS]"),  # Mistral since 2025
+    CallFormat(sign="[TOOL_CALLS]", begin="[TOOL_CALLS]", is_list=True),  # Mistral before
     CallFormat(sign='"parameters"', begin="", arguments="parameters"),  # Llama 3
 )
 
@@ -68,6 +74,8 @@ def calls_form(call_format: CallFormat, offer: Offer, tools: Sequence[Tool], *, 
         tools: What may be called.
         is_single: Whether there is only one call.
     """
+    if call_format.named:
+        return _named_form(call_format, offer, tools, is_single=is_single)
     shapes = [
         {
             "type": "object",
@@ -86,8 +94,22 @@ def calls_form(call_format: CallFormat, offer: Offer, tools: Sequence[Tool], *, 
     begin, end = _literal(call_format.begin, offer), _literal(call_format.end, offer)
     one = " ".join(part for part in (begin, '"\\n"' if end else "", "body", '"\\n"' if end else "", end) if part)
     start = "call" if is_single or not end else 'call ("\\n" call)*'
-    body = json.dumps({"x-guidance": {"whitespace_flexible": False}} | schema)
-    return LLMatcher.grammar_from_lark(f"start: {start}\ncall: {one}\nbody: %json {body}\n")
+    return LLMatcher.grammar_from_lark(f"start: {start}\ncall: {one}\nbody: %json {_compact(schema)}\n")
+
+
+def _named_form(call_format: CallFormat, offer: Offer, tools: Sequence[Tool], *, is_single: bool) -> Form:
+    begin, between = _literal(call_format.begin, offer), _literal(call_format.named, offer)
+    names = [f"{json.dumps(tool.function.name)} {between} body{index}" for index, tool in enumerate(tools)]
+    bodies = [
+        f"body{index}: %json {_compact(tool.function.parameters or {'type': 'object'})}"
+        for index, tool in enumerate(tools)
+    ]
+    lines = [f"start: {'call' if is_single else 'call+'}", f"call: {begin} ({' | '.join(names)})", *bodies]
+    return LLMatcher.grammar_from_lark("\n".join(lines) + "\n")
+
+
+def _compact(schema: dict[str, Any]) -> str:
+    return json.dumps({"x-guidance": {"whitespace_flexible": False}} | schema)
 
 
 def read_calls(call_format: CallFormat, text: str) -> tuple[str, list[dict[str, Any]]]:
@@ -113,10 +135,18 @@ def _split(call_format: CallFormat, text: str) -> tuple[str, list[Any]]:
         bare = text.strip().removeprefix("<|python_tag|>")
         return "", [_json(part) for part in bare.split(";") if part.strip()] if bare.startswith("{") else []
     said, *parts = text.split(call_format.begin)
+    if call_format.named:
+        return said, [_named(part.partition(call_format.named)) for part in parts]
     if call_format.is_list:
         listed = _json(parts[0]) if parts else []
         return said, listed if isinstance(listed, list) else [None]
     return said, [_json(part.partition(call_format.end)[0]) for part in parts]
+
+
+def _named(written: tuple[str, str, str]) -> Any:  # noqa: ANN401 - whatever the model wrote
+    name, mark, arguments = written
+    name = name.partition("[CALL_ID]")[0].strip()
+    return {"name": name, "arguments": _json(arguments)} if mark and name else None
 
 
 def _json(text: str) -> Any:  # noqa: ANN401 - whatever the model wrote
@@ -130,9 +160,11 @@ def _call(written: Any, arguments: str) -> dict[str, Any] | None:  # noqa: ANN40
     if not isinstance(written, dict) or not isinstance(written.get("name"), str):
         return None
     given = written.get(arguments, written.get("arguments", {}))
+    if given is None:
+        return None
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     function = {"name": written["name"], "arguments": text}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+    return {"id": secrets.token_hex(_ID_LETTERS)[:_ID_LETTERS], "type": "function", "function": function}
 
 
 def _literal(mark: str, offer: Offer) -> str:

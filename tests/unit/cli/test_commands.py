@@ -1,8 +1,10 @@
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import takewhile
 
 import pytest
 import typer
@@ -52,6 +54,20 @@ def test_help_can_be_asked_for(name, invoke):
         done = invoke(*words, "--help")
         assert (done.exit_code, done.stderr) == (0, "")
         assert "--debug" in done.stdout
+
+
+@each_command
+def test_help_gives_examples_that_the_command_takes(name):
+    for words, command in commands_of(name):
+        shown = command.help.partition("Examples:")[2].replace("\\[", "[")
+        examples = [line.strip() for line in shown.splitlines() if line.strip()]
+        assert examples, f"corolla {' '.join(words)} --help has no example"
+        for example in examples:
+            spoken = shlex.split(example.rpartition("| ")[2] if "| corolla" in example else example)
+            spoken = list(takewhile(lambda word: word not in {"|", "<", ">"}, spoken))
+            own = ["corolla", *(word for word in words if word != "run")]
+            assert spoken[: len(own)] == own
+            command.make_context(words[-1], spoken[len(own) :])  # raises if it does not know a flag
 
 
 def test_help_and_version_load_no_torch():
