@@ -16,6 +16,7 @@ __all__ = [
     "ParentConfig",
     "ShareConfig",
     "SupervisorConfig",
+    "TracesConfig",
 ]
 
 
@@ -134,6 +135,18 @@ class MetricsConfig:
     def __post_init__(self) -> None:
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it is 0 to 65535")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracesConfig:
+    """Who is told how long each step of a session took, on each hop."""
+
+    otlp: str | None = field(
+        default=None,
+        metadata={
+            "help": "send traces to this collector by OTLP over HTTP, as http://127.0.0.1:4318/v1/traces; default: none"
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

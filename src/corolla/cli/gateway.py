@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from corolla.cli.config import ChatConfig, MetricsConfig, OutputConfig
+from corolla.cli.config import ChatConfig, MetricsConfig, OutputConfig, TracesConfig
 from corolla.cli.console import Output, without_controls
 from corolla.cli.finding import find_peers
 from corolla.cli.flags import FINDING_FLAGS, Flag, command
@@ -35,6 +35,7 @@ from corolla.gateway.gateway import Gateway
 from corolla.hub import HubConfig
 from corolla.swarm import SwarmConfig
 from corolla.telemetry import configure_logging
+from corolla.telemetry.spans import export_spans
 
 __all__ = ["gateway", "keys", "list_", "new", "revoke", "run"]
 
@@ -62,7 +63,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
 
 
 @command(
-    sections=("gateway", "chat", "client", "swarm", "hub", "metrics"),
+    sections=("gateway", "chat", "client", "swarm", "hub", "metrics", "traces"),
     flags=(
         Flag("gateway.models", "MODEL"),
         *FINDING_FLAGS,
@@ -73,6 +74,7 @@ _OUTPUT = (Flag("output.json"), Flag("output.quiet"))
         Flag("gateway.cors_origins", "--cors-origin"),
         Flag("gateway.max_answers"),
         *METRICS_FLAGS,
+        Flag("traces.otlp"),
         Flag("client.codec"),
         Flag("client.precision"),
         Flag("client.allow_peers", "--allow-peer"),
@@ -102,7 +104,7 @@ def run(settings: Settings) -> None:
     with closing(_accounts(config)) as accounts:
         peers = find_peers(settings, output, config.models)
         swarm = Swarm(peers, config=settings.get(ClientConfig), swarm_config=with_state(settings.get(SwarmConfig)))
-        with closing(swarm):
+        with closing(swarm), export_spans(settings.get(TracesConfig).otlp, "corolla gateway"):
             with show_progress(output) as report:
                 hub = settings.get(HubConfig)
                 catalog = Catalog.load(config.models, swarm, adapters=config.adapters, hub=hub, report=report)

@@ -4,18 +4,21 @@ import sys
 
 from corolla.cli.answers import describe_cost
 from corolla.cli.chat import MODEL_FLAGS, SECTIONS
-from corolla.cli.config import ChatConfig, OutputConfig
+from corolla.cli.config import ChatConfig, OutputConfig, TracesConfig
 from corolla.cli.console import Output
 from corolla.cli.finding import find_peers
 from corolla.cli.flags import Flag, command
 from corolla.cli.progress import show_progress
 from corolla.cli.settings import Settings
 from corolla.telemetry import configure_logging
+from corolla.telemetry.spans import export_spans
 
 __all__ = ["generate"]
 
 
-@command(sections=SECTIONS, flags=(*MODEL_FLAGS, Flag("chat.prompt"), Flag("output.json")))
+@command(
+    sections=(*SECTIONS, "traces"), flags=(*MODEL_FLAGS, Flag("chat.prompt"), Flag("traces.otlp"), Flag("output.json"))
+)
 def generate(settings: Settings) -> None:
     """Continue a text with a model that a swarm serves.
 
@@ -39,7 +42,7 @@ def generate(settings: Settings) -> None:
     peers = find_peers(settings, output)
     with show_progress(output) as report:
         conversation = Conversation(settings, report, peers)
-    with conversation:
+    with export_spans(settings.get(TracesConfig).otlp, "corolla generate"), conversation:
         if not output.is_json:
             answer = conversation.complete(prompt, output.stream)
             output.result("")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from corolla.cli.config import MetricsConfig, OutputConfig, ParentConfig, SupervisorConfig
+from corolla.cli.config import MetricsConfig, OutputConfig, ParentConfig, SupervisorConfig, TracesConfig
 from corolla.cli.console import Output
 from corolla.cli.failures import INTERRUPTED, report_failure
 from corolla.cli.flags import Flag, command
@@ -26,12 +26,13 @@ from corolla.hub import HubConfig
 from corolla.server import Server, ServerConfig, Stage
 from corolla.swarm import RelayConfig, SwarmConfig
 from corolla.telemetry import configure_logging
+from corolla.telemetry.spans import export_spans
 
 __all__ = ["serve"]
 
 
 @command(
-    sections=("server", "engine", "swarm", "relay", "hub", "metrics", "parent", "supervisor"),
+    sections=("server", "engine", "swarm", "relay", "hub", "metrics", "traces", "parent", "supervisor"),
     flags=(
         Flag("server.model", "MODEL"),
         Flag("server.peers", "--peer"),
@@ -54,6 +55,7 @@ __all__ = ["serve"]
         Flag("server.adapter_bytes"),
         Flag("server.shelf_bytes"),
         *METRICS_FLAGS,
+        Flag("traces.otlp"),
         Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
@@ -104,11 +106,14 @@ def serve(settings: Settings) -> int:
         relay=settings.get(RelayConfig),
     )
     run = _Run(server, settings.get(MetricsConfig), Output(config), until_eof=parent.until_eof)
+    exporting = export_spans(settings.get(TracesConfig).otlp, "corolla serve")
     if not parent.until_eof:
-        anyio.run(run.live)
+        with exporting:
+            anyio.run(run.live)
         return 0
     try:
-        anyio.run(run.live)
+        with exporting:
+            anyio.run(run.live)
         code = 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the program, as in report_failure
         code = report_failure(error, debug=config.debug)

@@ -61,6 +61,7 @@ SECTIONS = {
     "invite": "corolla.cli.config:InviteConfig",
     "share": "corolla.cli.config:ShareConfig",
     "metrics": "corolla.cli.config:MetricsConfig",
+    "traces": "corolla.cli.config:TracesConfig",
     "output": "corolla.cli.config:OutputConfig",
     "parent": "corolla.cli.config:ParentConfig",
     "supervisor": "corolla.cli.config:SupervisorConfig",

@@ -254,7 +254,7 @@ class LiveChain:
 
     def opening(self, hop: Hop, token: bytes | None, successor: Successor | None) -> OpenSession:
         """Say what to ask of a hop."""
-        return self._need.opening(hop, self._ledger.log.longest, token, successor)
+        return self._need.opening(hop, self._ledger.log.longest, token, successor, self.trace.context)
 
     async def hear(self, session: HopSession, heard: Heard) -> None:
         """Take what a hop says."""

@@ -30,7 +30,9 @@ class Need:
     prompt_tokens: int
     token_bytes: float
 
-    def opening(self, hop: Hop, longest: int, token: bytes | None, successor: Successor | None) -> OpenSession:
+    def opening(
+        self, hop: Hop, longest: int, token: bytes | None, successor: Successor | None, trace: bytes | None
+    ) -> OpenSession:
         """Say what to ask of a hop.
 
         Args:
@@ -38,6 +40,7 @@ class Need:
             longest: How many tokens the longest row has already.
             token: What the hop before it will know.
             successor: Where its outputs go.
+            trace: Where it adds its part, if it records traces.
         """
         return OpenSession(
             model=self.target.model,
@@ -49,6 +52,7 @@ class Need:
             successor=successor,
             key=secrets.token_bytes(16),
             adapters=self.target.hashes(hop.span),
+            trace=trace,
         )
 
     def demand(self, longest: int, tokens: int, *, is_pushed: bool, avoid: Collection[PeerId] = ()) -> Demand:

@@ -138,6 +138,7 @@ class Session:
     async def close(self) -> None:
         """End the session on every hop; the servers free its pages. Doing it twice does no harm."""
         self._ended = self._ended or "it was closed"
+        self.trace.end()
         self._swarm.closed(self.close)
         await self._hops.close()
 

@@ -27,6 +27,7 @@ from corolla.server.outlet import FeedTo, Outlet
 from corolla.server.tensors import check_finite, decode_tensors, encode_tensors
 from corolla.swarm import Channel, Received
 from corolla.telemetry import event, logger
+from corolla.telemetry.spans import begin_span
 from corolla.wire import (
     Ack,
     Buffer,
@@ -97,6 +98,8 @@ class ServedSession:
         self._resting = asyncio.Lock()
         self._handover: Handover | None = None
         self._is_handing_over = False
+        blocks = {"blocks": str(opening.span), "rows": opening.rows}
+        self._span = begin_span("hop", blocks, above=opening.trace) if opening.trace else None
 
     async def run(self, lease_s: float) -> None:
         """Take steps until the session is over.
@@ -116,6 +119,8 @@ class ServedSession:
             ended = error
             raise
         finally:
+            if self._span is not None:
+                self._span.end({"steps": self.taken, "ended_by": ended.code if ended else ""})
             self.line.end(ended)
             self._feeding.cancel()
             if self._feed is not None:
@@ -239,6 +244,9 @@ class ServedSession:
         if self._handover is not None:
             self._handover.note(step)
         timing = Timing(result.queue_s, result.compute_s)
+        if self._span is not None:
+            fields = {"step": step.number, "tokens": sum(step.counts), "queue_s": result.queue_s}
+            self._span.part("compute", result.queue_s + result.compute_s, fields)
         output_ND, *tapped = result.tensors
         told = tapped
         if self._feed is None:

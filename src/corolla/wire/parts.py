@@ -25,6 +25,7 @@ __all__ = [
     "Timing",
     "Token",
     "Tokens",
+    "TraceContext",
 ]
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -40,6 +41,7 @@ _Text = Annotated[str, Meta(max_length=4096)]
 CheckedModelId = Annotated[ModelId, Meta(pattern=MODEL_ID_PATTERN)]
 CheckedPeerId = Annotated[PeerId, Meta(pattern=PEER_ID_PATTERN)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+TraceContext = Annotated[bytes, Meta(min_length=24, max_length=24)]
 
 
 class TensorMeta(msgspec.Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ from corolla.wire.parts import (
     TensorMeta,
     Timing,
     Token,
+    TraceContext,
 )
 from corolla.wire.root import Message
 
@@ -71,6 +72,7 @@ class OpenSession(Message, frozen=True, tag=True):
         successor: Where outputs go; ``None`` to the client.
         key: Lets the client come back to the session when its stream breaks; ``None`` if it never will.
         adapters: What is added to each block.
+        trace: Where a server that records traces adds its part; one that does not looks past it.
     """
 
     model: CheckedModelId
@@ -82,6 +84,7 @@ class OpenSession(Message, frozen=True, tag=True):
     successor: Successor | None = None
     key: Token | None = None
     adapters: BlockHashes = ()
+    trace: TraceContext | None = None
 
 
 class SessionOpened(Message, frozen=True, tag=True):

@@ -234,11 +234,19 @@ at("new").addEventListener("click", () => show(newChat()));
 
 // Settings, theme, export
 
+const listed = (models) => models.map((one) => new Option(one.id.split("/").at(-1), one.id));
+
 async function loadModels() {
   try {
     const models = await listModels(settings.key);
-    const names = models.filter((one) => one.corolla?.can_chat !== false).map((one) => one.id);
-    at("model").replaceChildren(...names.map((name) => new Option(name.split("/").at(-1), name)));
+    const able = models.filter((one) => one.corolla?.can_chat !== false), names = able.map((one) => one.id);
+    at("model").replaceChildren(...listed(able.filter((one) => !one.corolla?.adapter)));
+    const adapted = listed(able.filter((one) => one.corolla?.adapter));
+    if (adapted.length) {
+      const group = Object.assign(document.createElement("optgroup"), { label: "With an adapter" });
+      group.append(...adapted);
+      at("model").append(group);
+    }
     if (names.includes(settings.model)) at("model").value = settings.model;
     complain(names.length ? "" : "None of the models here was made to chat.");
   } catch (error) {
