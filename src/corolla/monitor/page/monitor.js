@@ -324,6 +324,12 @@ async function loadHistory() {
   $("charts").replaceChildren(...CHARTS.map((chart) => drawChart(chart, samples)));
 }
 
+// How far the charts go back: no further than there is something to show.
+function spanned(samples) {
+  const known = samples.length ? picture.at_s - samples[0].at_s : 0;
+  return Math.min(hours * 3600, Math.max(60, known));
+}
+
 function drawChart(chart, samples) {
   const figure = make("figure");
   const values = samples.map(chart.value);
@@ -332,7 +338,7 @@ function drawChart(chart, samples) {
   caption.append(make("b", values.length ? speed(values.at(-1)) : "–"));
   figure.append(caption, drawLine(chart, samples, values, top));
   const times = make("div", null, "times");
-  times.append(make("span", `${lasting(hours * 3600)} ago`), make("span", "now"));
+  times.append(make("span", `${lasting(spanned(samples))} ago`), make("span", "now"));
   figure.append(times);
   return figure;
 }
@@ -348,8 +354,8 @@ function drawLine(chart, samples, values, top) {
   const svg = shape("svg", { viewBox: "0 0 600 100", preserveAspectRatio: "none", role: "img", "aria-label": label });
   svg.append(shape("line", { x1: 0, y1: 100, x2: 600, y2: 100, class: "zero" }));
   if (!values.length) return svg;
-  const until = picture.at_s;
-  const x = (at) => Math.max(0, 600 - ((until - at) / (hours * 3600)) * 600).toFixed(1);
+  const until = picture.at_s, wide_s = spanned(samples);
+  const x = (at) => Math.max(0, 600 - ((until - at) / wide_s) * 600).toFixed(1);
   const points = values.map((value, index) => `${x(samples[index].at_s)},${(100 - (value / top) * 100).toFixed(1)}`);
   points.push(`600,${points.at(-1).split(",")[1]}`);
   svg.append(shape("polygon", { class: "area", points: `${points[0].split(",")[0]},100 ${points.join(" ")} 600,100` }));
