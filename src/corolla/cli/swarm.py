@@ -106,7 +106,7 @@ def new(settings: Settings) -> None:
 
     corolla swarm new > invite.txt
 
-    corolla swarm new --swarm lab --expires 90d --name "everybody in the lab"
+    corolla swarm new lab --expires 90d --name "everybody in the lab"
     """
     output, config = Output(settings.get(OutputConfig)), settings.get(InviteConfig)
     owned = OwnedSwarm.create(_home(), config.swarm or "home")
