@@ -53,7 +53,7 @@ class Trace:
     @property
     def context(self) -> bytes | None:
         """What lets servers add to the trace that OpenTelemetry is told; ``None`` if it is told none."""
-        return self._span and self._span.context
+        return None if self._span is None else self._span.context
 
     def end(self) -> None:
         """Say that the session is over; doing so twice does no harm."""
