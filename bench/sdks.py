@@ -5,6 +5,7 @@ its own backend, transformers in this process: the scores must be the same. Wher
 left out; ``make lm-eval`` installs it.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -31,7 +32,7 @@ CAPITALS = {
     "Germany": "Berlin", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow", "China": "Beijing",
     "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Norway": "Oslo", "Portugal": "Lisbon",
 }  # fmt: skip
-QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 
 def main() -> None:
@@ -51,11 +52,11 @@ def main() -> None:
 def openai_rows(gateway: GatewayProcess) -> list[Row]:
     """Ask with the official client, whole and streamed."""
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, timeout=300) as client:
-        whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)  # type: ignore[arg-type]
-        pieces = client.chat.completions.create(  # type: ignore[call-overload]
+        whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)
+        pieces = client.chat.completions.create(
             model=MODEL, messages=QUESTION, temperature=0, max_tokens=24, stream=True
         )
-        streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)  # type: ignore[union-attr]
         vectors = client.embeddings.create(model=MODEL, input=["Paris", "Rome"]).data
     text = whole.choices[0].message.content or ""
     print(f"openai: {text!r}")
@@ -127,7 +128,7 @@ def evaluation_rows(gateway: GatewayProcess, folder: Path) -> list[Row]:
 
 def score(kind: str, arguments: dict[str, Any], task: dict[str, Any]) -> float:
     """Let lm-eval score one task with one of its clients."""
-    import lm_eval
+    lm_eval = importlib.import_module("lm_eval")
 
     found = lm_eval.simple_evaluate(
         model=kind,

@@ -9,6 +9,7 @@ from importlib import metadata
 PROMISED = {
     "ifaddr": "zeroconf",
     "jinja2": "torch",
+    "opentelemetry": "opentelemetry-sdk",
     "pydantic": "fastapi",
     "starlette": "fastapi",
     "tokenizers": "transformers",

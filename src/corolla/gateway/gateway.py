@@ -99,7 +99,7 @@ class Gateway:
         with self._counted(len(questions)):
             tellings = [None if tell is None else Telling(partial(tell, index)) for index in range(len(questions))]
             generations = [
-                Generation(question, telling and telling.put, self.kept)
+                Generation(question, None if telling is None else telling.put, self.kept)
                 for question, telling in zip(questions, tellings, strict=True)
             ]
             try:

@@ -6,7 +6,7 @@ nothing is sent, and the packages need not be there. A trace holds no text, toke
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -35,11 +35,11 @@ class Span:
         own = self._span.get_span_context()
         return int(own.trace_id).to_bytes(16, "big") + int(own.span_id).to_bytes(8, "big")
 
-    def note(self, what: str, fields: dict[str, object]) -> None:
+    def note(self, what: str, fields: Mapping[str, object]) -> None:
         """Note what happened meanwhile."""
         self._span.add_event(what, _plain(fields))
 
-    def part(self, name: str, elapsed_s: float, fields: dict[str, object]) -> None:
+    def part(self, name: str, elapsed_s: float, fields: Mapping[str, object]) -> None:
         """Note a part that has just ended."""
         from opentelemetry.trace import set_span_in_context
 
@@ -52,14 +52,14 @@ class Span:
         )
         part.end(now_ns)
 
-    def end(self, fields: dict[str, object] | None = None) -> None:
+    def end(self, fields: Mapping[str, object] | None = None) -> None:
         """End it; doing so twice does no harm."""
         if self._span.is_recording():
             self._span.set_attributes(_plain(fields or {}))
             self._span.end()
 
 
-def begin_span(name: str, fields: dict[str, object], *, above: bytes | None = None) -> Span | None:
+def begin_span(name: str, fields: Mapping[str, object], *, above: bytes | None = None) -> Span | None:
     """Begin a span, if somebody wants traces.
 
     Args:
@@ -115,7 +115,7 @@ def export_spans(url: str | None, program: str) -> Iterator[None]:
         provider.shutdown()
 
 
-def _plain(fields: dict[str, object]) -> dict[str, Any]:
+def _plain(fields: Mapping[str, object]) -> dict[str, Any]:
     return {
         f"corolla.{name}": value if isinstance(value, str | bool | int | float) else str(value)
         for name, value in fields.items()
