@@ -56,7 +56,7 @@ def openai_rows(gateway: GatewayProcess) -> list[Row]:
         pieces = client.chat.completions.create(
             model=MODEL, messages=QUESTION, temperature=0, max_tokens=24, stream=True
         )
-        streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)  # type: ignore[union-attr]
+        streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
         vectors = client.embeddings.create(model=MODEL, input=["Paris", "Rome"]).data
     text = whole.choices[0].message.content or ""
     print(f"openai: {text!r}")

@@ -9,7 +9,7 @@ from importlib import metadata
 PROMISED = {
     "ifaddr": "zeroconf",
     "jinja2": "torch",
-    "opentelemetry": "opentelemetry-sdk",
+    "opentelemetry": "opentelemetry_sdk",
     "pydantic": "fastapi",
     "starlette": "fastapi",
     "tokenizers": "transformers",
