@@ -9,11 +9,13 @@ from importlib import metadata
 PROMISED = {
     "ifaddr": "zeroconf",
     "jinja2": "torch",
-    "opentelemetry": "opentelemetry_sdk",
     "pydantic": "fastapi",
     "starlette": "fastapi",
     "tokenizers": "transformers",
 }
+
+# What a package is imported as, where that is not its name.
+NAMES = {"opentelemetry": "opentelemetry_sdk"}
 
 
 def test_every_import_is_declared(root, modules):
@@ -25,7 +27,7 @@ def test_every_import_is_declared(root, modules):
         f"{path}: {name}"
         for path, tree in modules.items()
         for name in imported(tree)
-        if name not in sys.stdlib_module_names | {"corolla", "_typeshed", *PROMISED} and name.lower() not in declared
+        if name not in sys.stdlib_module_names | {"corolla", "_typeshed", *PROMISED} and NAMES.get(name, name.lower()) not in declared
     }
     assert not undeclared
     assert declared >= set(PROMISED.values())

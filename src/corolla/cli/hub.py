@@ -154,7 +154,7 @@ def pull(settings: Settings) -> None:
 def show(settings: Settings) -> None:
     """Show the card of an adapter that lies here, after checking all of it.
 
-    Example:
+    Examples:
 
     corolla hub show reviews
     """
