@@ -27,7 +27,8 @@ def test_every_import_is_declared(root, modules):
         f"{path}: {name}"
         for path, tree in modules.items()
         for name in imported(tree)
-        if name not in sys.stdlib_module_names | {"corolla", "_typeshed", *PROMISED} and NAMES.get(name, name.lower()) not in declared
+        if name not in sys.stdlib_module_names | {"corolla", "_typeshed", *PROMISED}
+        and NAMES.get(name, name.lower()) not in declared
     }
     assert not undeclared
     assert declared >= set(PROMISED.values())
