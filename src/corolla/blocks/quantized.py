@@ -53,6 +53,8 @@ COMPUTE_DTYPE: Final = torch.bfloat16
 _INT8_ROWS: Final = 16
 """Up to so many rows torch's kernel for int8 weights is faster than making the weight dense (``bench/products.py``)."""
 
+_LINE_BYTES: Final = 64
+
 _EXPERT_WEIGHTS: Final = ("gate_up_proj", "up_proj", "down_proj")
 _GROUP: Final = 64
 _KERNEL_ROWS: Final = 32  # the output rows that bitsandbytes' CPU kernel takes at once
@@ -257,6 +259,12 @@ class _Expert:
 _PRODUCTS: Final = (linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Move a tensor that lies across the processor's lines, as one read from a file may: torch's int8 kernel ends the
+    process at an input that does not begin at a multiple of 32 bytes, or a weight at one of 16."""
+    return tensor if tensor.data_ptr() % _LINE_BYTES == 0 else tensor.clone(memory_format=torch.contiguous_format)
+
+
 class Int8Layer(FrozenLayer):
     """Weights of one byte, and a scale for each output: the largest number of a row becomes 127.
 
@@ -268,7 +276,7 @@ class Int8Layer(FrozenLayer):
     def __init__(self, layer: nn.Linear | _Hollow, stored: Tensors | None = None) -> None:
         super().__init__(layer)
         for name, tensor in (self._round(_weight(layer)) if stored is None else stored).items():
-            self._take(name, tensor)
+            self._take(name, _aligned(tensor))
         self.weight_OI: Tensor
         self.scale_O: Tensor
 
@@ -286,7 +294,7 @@ class Int8Layer(FrozenLayer):
         """Multiply as fast as it can be done, without gradients."""
         if len(input_NI) > _INT8_ROWS or self.scale_O.dtype != torch.bfloat16 or self.weight_OI.device.type != "cpu":
             return linear(input_NI, self.dense(), self.bias)
-        product_NO = torch._weight_int8pack_mm(input_NI, self.weight_OI, self.scale_O)
+        product_NO = torch._weight_int8pack_mm(_aligned(input_NI), self.weight_OI, self.scale_O)
         return product_NO if self.bias is None else product_NO.add_(self.bias)
 
 

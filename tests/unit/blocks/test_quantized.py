@@ -48,6 +48,26 @@ def test_the_kernel_multiplies_with_the_dense_weight(quantization, bias, rows):
     assert distance(layer.multiply(input_NI), expected_NO) < 0.02
 
 
+def shifted(tensor, nbytes):
+    """Give the same numbers at an odd place in memory, as those have that were read from a file."""
+    whole = torch.empty(tensor.nbytes + 64 + nbytes, dtype=torch.uint8)
+    begin = -whole.data_ptr() % 64 + nbytes
+    place = whole[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    return place.copy_(tensor)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("nbytes", [8, 16])
+@pytest.mark.parametrize("quantization", LAYERS)
+@torch.inference_mode()
+def test_it_does_not_matter_where_numbers_lie(quantization, nbytes, rows):
+    layer = LAYERS[quantization](layer_of())
+    stored = {name: shifted(tensor, nbytes) for name, tensor in layer.state_dict().items()}
+    moved = LAYERS[quantization](layer_of(), stored)
+    input_NI = torch.randn(rows, 128, dtype=torch.bfloat16)
+    assert torch.equal(moved.multiply(shifted(input_NI, nbytes)), layer.multiply(input_NI))
+
+
 @pytest.mark.parametrize("quantization", LAYERS)
 def test_gradients_are_those_of_the_dense_weight_before_and_after_inference(quantization):
     layer = LAYERS[quantization](layer_of())
