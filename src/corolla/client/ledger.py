@@ -77,6 +77,10 @@ class Ledger:
             self._settled = settled
         self.log.settle(self._settled)
 
+    def skips(self, done: int, number: int) -> bool:
+        """Say whether a hop that has taken the steps up to ``done`` lies if it says that it has taken this one."""
+        return number > self._number or any(done < one < number for one in self.under_way)
+
     def restore(self, mark: Mark, *, is_untaken: bool) -> None:
         """Come back to where the session stood.
 

@@ -131,6 +131,9 @@ class LiveChain:
 
     def _answer(self, session: HopSession, message: Output | Done, heard: Received[Message]) -> Answer | None:
         """Note that a hop has taken a step; give what it says of it, unless that is of a replay."""
+        if self._ledger.skips(session.done, message.number):
+            self._lose(session)
+            raise PeerMisbehaved(f"step {message.number} was answered out of turn", peer=session.hop.peer)
         asked = self._ledger.under_way.get(message.number)
         tensors = self._read(session, asked, heard) if asked else []
         if asked:
@@ -318,8 +321,7 @@ class LiveChain:
 
     async def _pass_on(self, session: HopSession, step: Step, payload: memoryview) -> None:
         """Send a hop what the one before it cannot send by itself."""
-        follower = self.hops.get(session.hop.span.stop)
-        if follower is not None:
+        if (follower := self.hops.get(session.hop.span.stop)) is not None:
             await self._send(follower, step, payload)
 
     async def _next(self) -> tuple[HopSession, Received[Message] | Error]:
@@ -353,8 +355,8 @@ class LiveChain:
         if started := self._replaying.pop(session, None):
             elapsed_s = time.perf_counter() - started.at_s
             self.replays.append(Replay(session.hop, started.tokens, elapsed_s))
-            words = f"{session.hop.peer[:8]}={session.hop.span}"
-            self.trace.decide("replaced", by=words, tokens=started.tokens, elapsed_s=round(elapsed_s, 3))
+            by = f"{session.hop.peer[:8]}={session.hop.span}"
+            self.trace.decide("replaced", by=by, tokens=started.tokens, elapsed_s=round(elapsed_s, 3))
         done = min(one.done for one in self.hops)
         self._ledger.settle(done)
         self._pace.settle(done)
@@ -371,7 +373,7 @@ class LiveChain:
 
     def successor(self, hop: Hop, token: bytes, *, is_new: bool) -> Successor:
         """Say how a hop is fed by the one before it."""
-        addresses = hop.addresses if self._swarm.config.push else ()  # where other hops may dial it
+        addresses = hop.addresses if self._swarm.config.push else ()
         return Successor(peer=hop.peer, addresses=addresses, token=token, is_new=is_new)
 
     @property
@@ -382,8 +384,7 @@ class LiveChain:
 
     @property
     def _first(self) -> HopSession:
-        session = self.hops.get(self._target.span.start)
-        if session is None:
+        if (session := self.hops.get(self._target.span.start)) is None:
             raise SessionClosed("the session was closed")
         return session
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from corolla.cli.config import OutputConfig
+from corolla.cli.config import MetricsConfig, OutputConfig
 from corolla.cli.console import Output
 from corolla.cli.serve import _Run
 
@@ -26,5 +26,5 @@ class Reached:
     ],
 )
 def test_a_server_says_how_others_reach_it(server, words):
-    ((line, _),) = _Run(server, Output(OutputConfig()), until_eof=False)._describe("reached")
+    ((line, _),) = _Run(server, MetricsConfig(), Output(OutputConfig()), until_eof=False)._describe("reached")
     assert words in line
