@@ -17,7 +17,8 @@ import anyio
 
 from bench.report import Row, write_report
 from corolla.swarm import Channel, Contacts, Directory, Endpoint, Gossip, Identity, SwarmConfig, TlsTransport
-from corolla.terms import Announcement, ModelId, PeerId, Span, Speed
+from corolla.terms import Announcement, PeerId
+from corolla.testing.gossip import usual_announcement
 
 __all__ = ["main", "measure"]
 
@@ -240,21 +241,8 @@ class Peer:
             await anyio.sleep(LOOK_S)
 
     def _announcement(self, sessions: int) -> Announcement:
-        return Announcement(
-            peer=self._endpoint.peer_id,
-            sequence=0,
-            ttl_s=self._endpoint.config.ttl_s,
-            model=ModelId("ab" * 32),
-            model_name="a-model/of-some-length",
-            num_blocks=80,
-            span=Span(0, 16),
-            state="online",
-            precision="bfloat16",
-            addresses=self._endpoint.addresses,
-            speed=Speed(decode_tokens_per_s=123.4, prefill_tokens_per_s=5678.9),
-            free_tokens=20_000,
-            sessions=sessions,
-        )
+        config = self._endpoint.config
+        return usual_announcement(self._endpoint.peer_id, self._endpoint.addresses, sessions, ttl_s=config.ttl_s)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 from functools import partial
 
 import anyio
-import peft
 import pytest
 import torch
 import transformers
@@ -16,7 +15,7 @@ from corolla.errors import BadAdapter, WrongBase
 from corolla.server.hosting import read_blocks
 from corolla.sharing import open_files
 from corolla.terms import Span
-from corolla.testing import ThreadedSwarm
+from corolla.testing import ThreadedSwarm, save_tiny_adapter
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{words}")  # of PEFT, about itself
@@ -44,11 +43,8 @@ def adapters(pairs, tmp_path_factory):
     """Directories with adapters, and what the model in one piece says with each."""
     found = {}
     for name, settings in SETTINGS.items():
-        local = transformers.AutoModelForCausalLM.from_pretrained(pairs["llama"].directory, dtype=torch.float32)
-        config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
-        model = peft.get_peft_model(local, config).eval()
         directory = tmp_path_factory.mktemp("adapter") / name
-        model.save_pretrained(directory)
+        model = save_tiny_adapter(directory, pairs["llama"].directory, **settings)
         found[name] = directory, model.generate(input_ids=prompt(), **GREEDY)
     return found
 

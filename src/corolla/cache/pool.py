@@ -13,8 +13,7 @@ from corolla.errors import CacheFull, PeerBusy, SessionClosed
 __all__ = ["PAGE_TOKENS", "Lease", "PagePool", "pages_for"]
 
 PAGE_TOKENS = 64
-"""Tokens in a page. A row's tensors grow by a page at a time, which copies them once in 64 steps: 3 % of what attention
-reads in the same steps."""
+"""Tokens in a page: the unit of accounts. Memory itself is taken in smaller pieces (``cache/extents.py``)."""
 
 
 def pages_for(tokens: int) -> int:

@@ -5,7 +5,7 @@ from functools import partial
 
 from corolla.client.sync import Swarm
 from corolla.errors import AdapterNotFound, UsageError
-from corolla.sharing import AdapterFiles, Card, Shelf, fetch_adapter, put_adapter, search_adapters
+from corolla.sharing import AdapterFiles, Card, Shelf, fetch_adapter, only_card, put_adapter, search_adapters
 from corolla.swarm import Channel
 from corolla.terms import Announcement, Hop, ModelId
 
@@ -42,11 +42,7 @@ class SwarmStore:
         wanted = [card for card in self.search("", None) if name in (card.name, card.label) or card.id.startswith(name)]
         if not name or not wanted:
             raise AdapterNotFound(f"no server of the swarm has an adapter that goes by {name!r}")
-        if len(wanted) > 1:
-            raise UsageError(
-                f"{len(wanted)} adapters go by {name!r}: {', '.join(card.label for card in wanted)}; say its id"
-            )
-        (card,) = wanted
+        card = only_card(wanted, name)
         if shelf.holds(card.id):
             return shelf.open(card.id)
         return self._swarm.call(partial(fetch_adapter, self._dial, self._servers(), card.id, shelf))

@@ -150,16 +150,17 @@ class Codec:
         return 8 * self.layout.packed_bytes(tuple(tensor.shape), tensor.dtype) / math.prod(tensor.shape)
 
 
-_CODECS: Final = (
-    Codec("raw", Cast(None)),
-    Codec("fp16", Cast(torch.float16)),
-    Codec("bf16", Cast(torch.bfloat16)),
-    Codec("int8", Blockwise()),
-)
+_CODECS: Final = {
+    codec.name: codec
+    for codec in (
+        Codec("raw", Cast(None)),
+        Codec("fp16", Cast(torch.float16)),
+        Codec("bf16", Cast(torch.bfloat16)),
+        Codec("int8", Blockwise()),
+    )
+}
 
-_BY_NAME: Final = {codec.name: codec for codec in _CODECS}
-
-CODECS: Final = tuple(_BY_NAME)
+CODECS: Final = tuple(_CODECS)
 """The names of all codecs, most exact first."""
 
 PREFERENCES: Final = ("raw", "half", "fp16", "bf16", "int8")
@@ -181,7 +182,7 @@ def codec_named(name: str) -> Codec:
     """
     if sys.byteorder != "little":
         raise UsageError("payloads are little-endian and this machine is big-endian, which Corolla does not support")
-    if (codec := _BY_NAME.get(name)) is not None:
+    if (codec := _CODECS.get(name)) is not None:
         return codec
     raise CodecError(f"there is no codec {name!r}; this version knows {', '.join(CODECS)}")
 

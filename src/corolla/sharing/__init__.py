@@ -8,7 +8,7 @@ from corolla.sharing.asking import fetch_adapter, put_adapter, search_adapters
 from corolla.sharing.card import CARD_FILE, Card
 from corolla.sharing.files import AdapterFiles, describe_files, open_files
 from corolla.sharing.serving import ServedShelf
-from corolla.sharing.shelf import Shelf, find_files
+from corolla.sharing.shelf import Shelf, find_files, only_card
 from corolla.sharing.stores import Store, bring_files, open_store
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "describe_files",
     "fetch_adapter",
     "find_files",
+    "only_card",
     "open_files",
     "open_store",
     "put_adapter",

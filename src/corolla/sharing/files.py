@@ -23,7 +23,6 @@ _MAX_CONFIG_BYTES: Final = 64 << 10
 _MAX_WEIGHT_BYTES: Final = 4 << 30
 _MAX_RANKS: Final = 4096
 _MAX_NAMES: Final = 1024
-_READ_BYTES: Final = 4 << 20
 _REACHING_OUT: Final = ("auto_mapping", "megatron_config", "tokenizer_kwargs", "eva_config", "corda_config")
 """Settings by which PEFT would import modules or load data that the adapter names."""
 
@@ -131,7 +130,7 @@ def describe_files(files: AdapterFiles, repository: Repository, **said: Any) -> 
     for name in FILES:
         size_bytes, sha256 = _measure(files.directory / name)
         entries[name] = FileEntry(sha256, size_bytes)
-    card = Card(
+    return Card(
         base=repository.model_id,
         base_name=repository.name[-128:],
         base_revision=repository.revision,
@@ -140,7 +139,6 @@ def describe_files(files: AdapterFiles, repository: Repository, **said: Any) -> 
         author="",  # type: ignore[arg-type]  # whoever signs it
         **said,
     )
-    return card
 
 
 def _look_up(base: str, hub: HubConfig) -> ModelId | None:
@@ -202,9 +200,6 @@ def _check_weights(path: Path) -> None:
 
 
 def _measure(path: Path) -> tuple[int, str]:
-    digest, size_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size_bytes += len(piece)
-    return size_bytes, digest.hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest

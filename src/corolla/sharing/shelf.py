@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from corolla.sharing.card import CARD_FILE, MAX_CARD_BYTES, Card, FileName
 from corolla.sharing.files import FILES, AdapterFiles, open_files
 from corolla.terms import ModelId
 
-__all__ = ["Draft", "Shelf", "find_files"]
+__all__ = ["Draft", "Shelf", "find_files", "only_card"]
 
 _MIN_ID_LETTERS: Final = 8
 _ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -72,11 +72,7 @@ class Shelf:
         ]
         if not found:
             raise AdapterNotFound(f"no adapter goes by {name!r} in {self.directory}; corolla hub search lists them")
-        if len(found) > 1:
-            raise UsageError(
-                f"{len(found)} adapters go by {name!r}: {', '.join(card.label for card in found)}; say its id"
-            )
-        return found[0]
+        return only_card(found, name)
 
     def open(self, id: str) -> AdapterFiles:
         """Open an adapter, and check that nothing in it has changed.
@@ -209,6 +205,21 @@ class Draft:
             if not place.is_dir():  # else somebody else has put it there meanwhile
                 raise CapacityError(f"the adapter cannot be put into {place}: {error}") from error
         return self._shelf.open(self.card.id)
+
+
+def only_card(found: Sequence[Card], name: str) -> Card:
+    """Give the card that a name has led to.
+
+    Args:
+        found: Those that go by the name, one at least.
+        name: The name.
+
+    Raises:
+        UsageError: If there are several.
+    """
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} adapters go by {name!r}: {', '.join(card.label for card in found)}; say its id")
+    return found[0]
 
 
 def find_files(name: str, shelf: Shelf) -> AdapterFiles:

@@ -8,7 +8,7 @@ from corolla.swarm.transports.memory import MemoryNetwork, MemoryTransport
 from corolla.testing.chaos import Chaos, ChaosPlan, ChaosReport
 from corolla.testing.counting import CountingTransport
 from corolla.testing.gossip import SimulatedServer, SimulatedSwarm
-from corolla.testing.models import FAMILIES, save_tiny_model
+from corolla.testing.models import FAMILIES, save_tiny_adapter, save_tiny_model
 from corolla.testing.processes import LocalSwarm, ServerProcess
 from corolla.testing.sizes import Growth, Size, Sizes
 from corolla.testing.threads import ServerThread, ThreadedSwarm
@@ -30,5 +30,6 @@ __all__ = [
     "Size",
     "Sizes",
     "ThreadedSwarm",
+    "save_tiny_adapter",
     "save_tiny_model",
 ]

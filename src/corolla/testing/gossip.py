@@ -29,7 +29,7 @@ from corolla.wire import News, Record, Stamp, encode_message
 if TYPE_CHECKING:
     from corolla.swarm.directory.link import Link
 
-__all__ = ["SimulatedServer", "SimulatedSwarm", "Traffic"]
+__all__ = ["SimulatedServer", "SimulatedSwarm", "Traffic", "usual_announcement"]
 
 _TICK_S: Final = 0.5
 _GATHER_S: Final = 0.005
@@ -39,6 +39,33 @@ _EMPTY_BYTES: Final = len(encode_message(News()))
 _SEGMENT_BYTES: Final = 52 + 26
 _SEGMENT_HOLDS_BYTES: Final = 1400
 _BEGAN_S: Final = 1.7e9  # what the clocks on the walls show at time 0
+
+
+def usual_announcement(peer: PeerId, addresses: tuple[Address, ...], sessions: int, *, ttl_s: float) -> Announcement:
+    """Give an announcement that is as long as most are, of a server of part of a large model.
+
+    Args:
+        peer: Whose.
+        addresses: Where that is dialled.
+        sessions: How many it has.
+        ttl_s: How long the announcement holds.
+    """
+    return Announcement(
+        peer=peer,
+        sequence=0,
+        ttl_s=ttl_s,
+        model=ModelId("ab" * 32),
+        model_name="a-model/of-some-length",
+        num_blocks=80,
+        span=Span(0, 16),
+        state="online",
+        precision="bfloat16",
+        addresses=addresses,
+        speed=Speed(decode_tokens_per_s=123.4, prefill_tokens_per_s=5678.9),
+        free_tokens=max(0, 20_000 - 1500 * sessions),
+        sessions=sessions,
+        version="0.1.0",
+    )
 
 
 @dataclass(slots=True)
@@ -111,22 +138,7 @@ class SimulatedServer:
 
     def announcement(self) -> Announcement:
         """Give what is so now."""
-        return Announcement(
-            peer=self.identity.peer_id,
-            sequence=0,
-            ttl_s=20.0,
-            model=ModelId("ab" * 32),
-            model_name="a-model/of-some-length",
-            num_blocks=80,
-            span=Span(0, 16),
-            state="online",
-            precision="bfloat16",
-            addresses=self.contact.addresses,
-            speed=Speed(decode_tokens_per_s=123.4, prefill_tokens_per_s=5678.9),
-            free_tokens=max(0, 20_000 - 1500 * self.sessions),
-            sessions=self.sessions,
-            version="0.1.0",
-        )
+        return usual_announcement(self.identity.peer_id, self.contact.addresses, self.sessions, ttl_s=20.0)
 
 
 class _Way:

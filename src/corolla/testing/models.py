@@ -1,11 +1,16 @@
 """Tiny models, made from a seed in milliseconds: architectures of transformers, tokenizer, chat template."""
 
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from corolla.blocks.selftest import build_tiny
 from corolla.blocks.zoo import FAMILIES, tiny_config
 
-__all__ = ["FAMILIES", "save_tiny_model"]
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["FAMILIES", "save_tiny_adapter", "save_tiny_model"]
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -59,3 +64,27 @@ def save_tiny_model(
     model.save_pretrained(directory, max_shard_size=shard_bytes)
     fast.save_pretrained(directory)
     return directory
+
+
+def save_tiny_adapter(directory: Path, model: Path, **lora: Any) -> "PeftModel":
+    """Write an adapter as PEFT does, of random weights that do something.
+
+    Args:
+        directory: Where to.
+        model: The directory of the model that it is for.
+        **lora: Settings of ``peft.LoraConfig``.
+
+    Returns:
+        The model in one piece, in float32, with the adapter on it.
+    """
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT, about itself
+        plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **lora)
+        tuned = peft.get_peft_model(plain, config).eval()
+        tuned.save_pretrained(directory)
+    return tuned

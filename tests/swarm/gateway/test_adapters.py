@@ -1,14 +1,11 @@
 """Adapters are models to whoever asks a gateway: listed, named in requests, and saying what PEFT says."""
 
-import warnings
-
 import openai
-import peft
 import pytest
-import torch
 import transformers
 
 from corolla.errors import UsageError, WrongBase
+from corolla.testing import save_tiny_adapter
 
 PROMPT = "Ahoy, said the"
 
@@ -18,12 +15,7 @@ def adapter(directory, tmp_path_factory):
     """A directory with an adapter, and what the model in one piece says with it."""
     path = tmp_path_factory.mktemp("adapters") / "pirate"
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PEFT, about itself
-        local = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        model = peft.get_peft_model(local, config).eval()
-        model.save_pretrained(path)
+    model = save_tiny_adapter(path, directory, r=4, target_modules=["q_proj", "up_proj"])
     ids_BT = tokenizer(PROMPT, return_tensors="pt").input_ids
     said_BT = model.generate(input_ids=ids_BT, max_new_tokens=8, do_sample=False, pad_token_id=0)
     return path, tokenizer.decode(said_BT[0, ids_BT.shape[1] :], skip_special_tokens=True)

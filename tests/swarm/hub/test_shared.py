@@ -1,12 +1,9 @@
 """Adapters on shelves of servers and on a hub: found and fetched by hash; whoever hands out another one is left."""
 
 import shutil
-import warnings
 
-import peft
 import pytest
 import torch
-import transformers
 from msgspec import structs
 
 from corolla.client import AutoModelForCausalLM, ClientConfig, Swarm, SwarmStore
@@ -14,7 +11,7 @@ from corolla.errors import AdapterNotFound, CapacityError, UsageError
 from corolla.hub import HubConfig, open_repository
 from corolla.sharing import Shelf, describe_files, open_files
 from corolla.swarm import Identity
-from corolla.testing import ThreadedSwarm, save_tiny_model
+from corolla.testing import ThreadedSwarm, save_tiny_adapter, save_tiny_model
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 pytestmark = [
@@ -33,12 +30,7 @@ def model(tmp_path_factory):
 def said(model, tmp_path_factory):
     """A directory with an adapter, and what the model in one piece says with it."""
     directory = tmp_path_factory.mktemp("adapters") / "pirate"
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PEFT, about itself
-        local = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tuned = peft.get_peft_model(local, config).eval()
-        tuned.save_pretrained(directory)
+    tuned = save_tiny_adapter(directory, model, r=4, target_modules=["q_proj", "up_proj"])
     return directory, tuned.generate(input_ids=torch.arange(3, 12)[None], **GREEDY)
 
 

@@ -6,7 +6,7 @@ import peft
 import pytest
 import transformers
 
-from corolla.testing import save_tiny_model
+from corolla.testing import save_tiny_adapter, save_tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{words}")  # of PEFT, about itself
@@ -17,9 +17,7 @@ pytestmark = [
 @pytest.fixture
 def adapter(tmp_path):
     model = save_tiny_model(tmp_path / "model", family="llama")
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
-    local = transformers.AutoModelForCausalLM.from_pretrained(model)
-    peft.get_peft_model(local, config).save_pretrained(tmp_path / "pirate")
+    save_tiny_adapter(tmp_path / "pirate", model, r=2, target_modules=["q_proj"])
     return tmp_path / "pirate"
 
 

@@ -121,13 +121,9 @@ class TcpPipe(asyncio.Protocol):
         return data
 
     @property
-    def has_room(self) -> bool:
-        """Whether the connection stands and few bytes wait to be sent, so that :meth:`write` may be called."""
-        return not (self._is_full or self._is_closed or self._is_lost.is_set())
-
-    def write(self, data: bytes) -> None:
-        """Send bytes without waiting."""
-        self._open.write(data)
+    def writer(self) -> Callable[[bytes], None] | None:
+        """What sends bytes without waiting, as long as the connection stands and few bytes wait to be sent."""
+        return None if self._is_full or self._is_closed or self._is_lost.is_set() else self._open.write
 
     async def send(self, data: bytes) -> None:
         """Send bytes, waiting if too many are under way.

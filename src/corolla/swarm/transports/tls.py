@@ -139,14 +139,15 @@ class TlsStream:
 
     def send_now(self, data: bytes) -> bool:
         """Send bytes if nothing is in the way; see :meth:`corolla.swarm.Stream.send_now`."""
-        if self._has_sent_end or not self._pipe.has_room or self._send_lock.locked():
+        write = self._pipe.writer
+        if write is None or self._has_sent_end or self._send_lock.locked():
             return False
         self._unsent += 1
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
             raise anyio.BrokenResourceError from error
-        self._pipe.write(self._outgoing.read())
+        write(self._outgoing.read())
         self._unsent -= 1
         return True
 

@@ -5,7 +5,6 @@ from typing import Protocol
 
 import anyio
 
-from corolla.errors import InternalError
 from corolla.swarm.transports.transport import Stream
 
 __all__ = ["Pipe", "TunnelPipe"]
@@ -27,11 +26,8 @@ class Pipe(Protocol):
         """Send bytes, waiting for room."""
 
     @property
-    def has_room(self) -> bool:
-        """Whether :meth:`write` may be called."""
-
-    def write(self, data: bytes) -> None:
-        """Send bytes without waiting."""
+    def writer(self) -> Callable[[bytes], None] | None:
+        """What sends bytes without waiting; ``None`` while that cannot be done."""
 
     async def send_eof(self) -> None:
         """Say that no more bytes follow."""
@@ -84,17 +80,9 @@ class TunnelPipe:
         await self._stream.send(data)
 
     @property
-    def has_room(self) -> bool:
-        """Never: what is written goes through another stream, which may have to wait."""
-        return False
-
-    def write(self, data: bytes) -> None:
-        """Cannot be done.
-
-        Raises:
-            InternalError: Always.
-        """
-        raise InternalError(f"{len(data)} bytes were to go through a tunnel without waiting")
+    def writer(self) -> None:
+        """None: what is written goes through another stream, which may have to wait."""
+        return None
 
     async def send_eof(self) -> None:
         """Say that no more bytes follow.
