@@ -35,6 +35,10 @@ class KVView(Protocol):
         """
         ...
 
+    def make_room(self, block: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Do what :meth:`append` does, but let the caller write the new tokens to the end of the last piece."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
@@ -90,6 +94,8 @@ class GrowingKV:
         else:
             self.stored[block] = (key_HTD.clone(), value_HTD.clone())
         return (self.stored[block],)
+
+    make_room = append
 
     def shapes(self, blocks: Sequence[int]) -> tuple[KVShape | None, ...]:
         """What one token of each block stores; ``None`` for a block that stored nothing."""

@@ -19,11 +19,11 @@ from corolla.blocks.adapters import Addition
 from corolla.blocks.packing import Attention, PackedBatch, attend
 from corolla.blocks.products import FrozenLayer, Product, order, product_with
 
-__all__ = ["LeanBlock", "Rotation"]
+__all__ = ["LAYERS", "LeanBlock", "Rotation"]
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
-_LAYERS = (
+LAYERS = (
     *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
@@ -35,17 +35,24 @@ class Rotation:
     Args:
         cos_1NW: Cosines, both halves of a head alike.
         sin_1NW: Sines, likewise.
+
+    Attributes:
+        cos_NW: The cosines.
+        sin_NW: The sines.
+        width: How many numbers of a head are rotated.
     """
 
     def __init__(self, cos_1NW: Tensor, sin_1NW: Tensor) -> None:
-        self._half = cos_1NW.shape[-1] // 2
-        self._cos_N1W = cos_1NW[0, :, None]
-        self._sin_N1W = sin_1NW[0, :, None].clone()
-        self._sin_N1W[..., : self._half].neg_()
+        self.cos_NW, self.sin_NW = cos_1NW[0].contiguous(), sin_1NW[0].contiguous()
+        self.width = cos_1NW.shape[-1]
+        self._signed_N1W: Tensor | None = None
 
     def apply(self, heads_NHW: Tensor) -> Tensor:
         """Rotate the heads of each token."""
-        return torch.addcmul(heads_NHW * self._cos_N1W, heads_NHW.roll(self._half, -1), self._sin_N1W)
+        if self._signed_N1W is None:
+            self._signed_N1W = self.sin_NW[:, None].clone()
+            self._signed_N1W[..., : self.width // 2].neg_()
+        return torch.addcmul(heads_NHW * self.cos_NW[:, None], heads_NHW.roll(self.width // 2, -1), self._signed_N1W)
 
 
 class LeanBlock:
@@ -58,18 +65,18 @@ class LeanBlock:
     """
 
     def __init__(self, block: nn.Module, attention: Attention) -> None:
-        for name in _LAYERS:
+        for name in LAYERS:
             layer = block.get_submodule(name)
             if isinstance(layer, nn.Linear):
                 block.set_submodule(name, order(layer))
-        if isinstance(block.get_submodule(_LAYERS[0]), FrozenLayer):
+        if isinstance(block.get_submodule(LAYERS[0]), FrozenLayer):
             for weight in block.parameters():  # the little that is left of a mapped file would keep all of it mapped
                 weight.data = weight.data.clone()
         parts = dict(block.named_modules())
         self._attention = attention
         self._index = attention.block
         self._activate = parts["mlp.act_fn"]
-        self._products = [product_with(parts[name]) for name in _LAYERS]
+        self._products = [product_with(parts[name]) for name in LAYERS]
         self._norm_attention, self._norm_mlp = (_norm(parts[name]) for name in _NORMS)
         self._norm_heads = [_norm(parts[name]) for name in _HEAD_NORMS if name in parts]
         self._head_width: int = parts["self_attn"].head_dim
@@ -82,8 +89,8 @@ class LeanBlock:
             for name, part in block.named_modules()
             if next(part.parameters(False), None) is not None or isinstance(part, FrozenLayer)
         }
-        has_all = set(parts) in ({*_NORMS, *_LAYERS}, {*_NORMS, *_LAYERS, *_HEAD_NORMS})
-        layers = [part for name, part in parts.items() if name in _LAYERS]
+        has_all = set(parts) in ({*_NORMS, *LAYERS}, {*_NORMS, *LAYERS, *_HEAD_NORMS})
+        layers = [part for name, part in parts.items() if name in LAYERS]
         modules = dict(block.named_modules())
         has_rest = "mlp.act_fn" in modules and isinstance(getattr(modules.get("self_attn"), "head_dim", None), int)
         return (
@@ -128,7 +135,7 @@ class LeanBlock:
         adapted = set(addition.layers(self._index))
         return [
             partial(_add_to, product, addition, self._index, layer) if layer in adapted else product
-            for layer, product in zip(_LAYERS, self._products, strict=True)
+            for layer, product in zip(LAYERS, self._products, strict=True)
         ]
 
 

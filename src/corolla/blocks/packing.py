@@ -28,8 +28,10 @@ __all__ = [
     "PackedBatch",
     "PassingCache",
     "attend",
+    "attend_pieces",
     "register_attention",
     "run_batch",
+    "seen",
 ]
 
 ATTENTION_NAME = "corolla_packed"
@@ -78,6 +80,11 @@ class Attention(NamedTuple):
     scaling: float | None
     softcap: float | None
     sinks_H: Tensor | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a softmax of scores and nothing else."""
+        return self.softcap is None and self.sinks_H is None
 
 
 @dataclass(slots=True)
@@ -213,17 +220,21 @@ def attend(
     parts = zip(*(tensor.split(counts, dim=1) for tensor in (query_HND, key_KND, value_KND)), strict=True)
     outputs_THD = []
     for index, (row, (query_HTD, key_KTD, value_KTD)) in enumerate(zip(batch.rows, parts, strict=True)):
-        pieces = row.kv.append(attention.block, key_KTD, value_KTD)
-        if first := attention.reach.first_seen(row.start):
-            pieces = _last(pieces, row.start + row.count - first)
+        pieces = seen(row, attention, row.kv.append(attention.block, key_KTD, value_KTD))
         if len(pieces) > 1 and (expand is not None or not _can_be_in_pieces(row, attention.reach)):
             pieces = (_joined(pieces),)
         if expand is not None:
             ((key_KLD, value_KLD),) = pieces
             expanded = expand(key_KLD[None], value_KLD[None])
             pieces = ((expanded[0][0], expanded[1][0]),)
-        outputs_THD.append(_attend_row(_RowView(batch, index, attention.reach, query_HTD, pieces), attention))
+        outputs_THD.append(attend_pieces(batch, index, attention, query_HTD, pieces))
     return outputs_THD[0] if len(outputs_THD) == 1 else torch.cat(outputs_THD)
+
+
+def seen(row: PackedRow, attention: Attention, pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """Leave out what none of a row's new tokens sees."""
+    first = attention.reach.first_seen(row.start)
+    return _last(pieces, row.start + row.count - first) if first else pieces
 
 
 def _can_be_in_pieces(row: PackedRow, reach: _Reach) -> bool:
@@ -280,8 +291,16 @@ class _RowView(NamedTuple):
         return row.start == 0 and row.count > 1 and self.reach.first_seen(row.count - 1) == 0
 
 
-def _attend_row(view: _RowView, attention: Attention) -> Tensor:
-    if attention.softcap is not None or attention.sinks_H is not None:
+def attend_pieces(
+    batch: PackedBatch, index: int, attention: Attention, query_HTD: Tensor, pieces: Sequence[Piece]
+) -> Tensor:
+    """Let the new tokens of one row attend to pieces of its keys and values.
+
+    Returns:
+        What was attended to, ``[T, H, D]``.
+    """
+    view = _RowView(batch, index, attention.reach, query_HTD, pieces)
+    if not attention.is_plain:
         return _attend_by_scores(view, attention)
     if len(view.pieces) == 1:
         return _attend_fused(view, attention.scaling)

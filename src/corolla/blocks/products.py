@@ -1,17 +1,19 @@
 """Products of a few tokens with frozen weights, each by the kernel that is fastest for it.
 
 A decode step multiplies one token, or one of each session, with every weight of a span; its speed is that of reading
-them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``), so weights are brought
-into the order of oneDNN, which is faster for any number of rows. Knows weights and rows; not what they are for.
+them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``). For one thread there is
+machine code of our own (``blocks/kernels.py``), if llvmlite is installed; otherwise weights are brought into the order
+of oneDNN, which is faster for any number of rows. Knows weights and rows; not what they are for.
 """
 
 # N rows, I inputs, O outputs
 
 import threading
+import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 
 import psutil
@@ -19,10 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["FrozenLayer", "Head", "Ordered", "Product", "order", "product_with"]
+__all__ = [
+    "KERNEL_DTYPES",
+    "FrozenLayer",
+    "Head",
+    "Ordered",
+    "Product",
+    "bias_of",
+    "has_kernels",
+    "order",
+    "product_with",
+]
 
 Product = Callable[[Tensor], Tensor]
 """Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
+
+KERNEL_DTYPES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""What there is machine code for, and its name there."""
 
 _ROOMY: Final = 8
 """A head keeps a second copy of its weight where so many would fit into free memory."""
@@ -33,6 +48,11 @@ _FEW_ROWS: Final = 64
 """Up to so many rows, reading the weight costs more than padding them."""
 _PADDING: Final = 0.2
 """More rows get at most this share of padding, or else are divided."""
+
+_LATELY_S: Final = 0.5
+"""Threads that have asked within so long are company."""
+_PATIENCE: Final = 0.5
+"""How long to wait for company, as a share of what the last product took."""
 
 
 class FrozenLayer(nn.Module):
@@ -52,7 +72,7 @@ class FrozenLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features  # type: ignore[assignment]
-        bias_O = _bias(layer)
+        bias_O = bias_of(layer)
         self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
 
     def _take(self, name: str, tensor: Tensor) -> None:
@@ -135,8 +155,16 @@ def product_with(layer: nn.Module) -> Product:
     if isinstance(layer, FrozenLayer):
         return layer.multiply
     assert isinstance(layer, nn.Linear)
-    weight_OI, bias_O = layer.weight.detach(), _bias(layer)
+    weight_OI, bias_O = layer.weight.detach(), bias_of(layer)
+    if _has_kernel_for(layer):
+        return _kernel_product(weight_OI, bias_O)
     return lambda input_NI: linear(input_NI, weight_OI, bias_O)
+
+
+def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Say whether there is machine code for a dtype: on a CPU, for one thread, where llvmlite is installed."""
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return is_alone and dtype in KERNEL_DTYPES and find_spec("llvmlite") is not None
 
 
 def order(layer: nn.Linear) -> nn.Module:
@@ -145,7 +173,9 @@ def order(layer: nn.Linear) -> nn.Module:
     Args:
         layer: A frozen layer.
     """
-    return Ordered(layer) if layer.weight.device.type == "cpu" and _orders(layer.weight.dtype) else layer
+    if layer.weight.device.type != "cpu" or _has_kernel_for(layer) or not _orders(layer.weight.dtype):
+        return layer
+    return Ordered(layer)
 
 
 class Head(nn.Linear):
@@ -190,38 +220,103 @@ class _Asked:
 class _Together:
     """A product that reads its weight once for all the threads that ask meanwhile, as those of several sessions do.
 
+    Whoever asks first computes, for half of those that have asked lately, if they come in time: sessions whose steps a
+    server has computed at once come here at once as well, one after the other.
+
     Args:
         product: The product; one thread at a time computes it.
     """
 
     def __init__(self, product: Product) -> None:
         self._product = product
-        self._waiting: deque[_Asked] = deque()
-        self._turn = threading.Lock()
+        self._waiting: list[_Asked] = []
+        self._changed = threading.Condition()
+        self._is_busy = False
+        self._last_asked_s: dict[int, float] = {}
+        self._took_s = 0.0
 
     def __call__(self, input_NI: Tensor) -> Tensor:
         if len(input_NI) > _FEW_ROWS:
             return self._product(input_NI)
         asked = _Asked(input_NI)
-        self._waiting.append(asked)
-        with self._turn:
-            if asked.output_NO is None:  # or else somebody had the turn and has done this as well
-                self._multiply(asked)
-        assert asked.output_NO is not None
-        return asked.output_NO
+        with self._changed:
+            self._waiting.append(asked)
+            self._changed.notify_all()
+            expected = self._expect(time.perf_counter())
+            self._changed.wait_for(lambda: asked.output_NO is not None or not self._is_busy)
+            if asked.output_NO is not None:
+                return asked.output_NO
+            self._is_busy = True
+            self._changed.wait_for(lambda: len(self._waiting) >= expected, timeout=_PATIENCE * self._took_s)
+            # Whoever was busy before may have taken this one along, and failed.
+            together = [asked, *(one for one in self._waiting if one is not asked)]
+            self._waiting = []
+        try:
+            return self._multiply(together)
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
 
-    def _multiply(self, own: _Asked) -> None:
-        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if own not in waiting:  # whoever had the turn has failed
-            waiting.append(own)
-        rows = [len(asked.input_NI) for asked in waiting]
+    def _expect(self, now_s: float) -> int:
+        """Half of the threads that have asked lately, this one among them."""
+        self._last_asked_s[threading.get_ident()] = now_s
+        self._last_asked_s = {one: at_s for one, at_s in self._last_asked_s.items() if now_s - at_s < _LATELY_S}
+        return len(self._last_asked_s) // 2
+
+    def _multiply(self, together: list[_Asked]) -> Tensor:
+        """Compute for all, and return what the first has asked for."""
+        started_s = time.perf_counter()
+        rows = [len(asked.input_NI) for asked in together]
         with torch.inference_mode(False), torch.no_grad():  # what comes out is for threads of either mode
-            output_NO = self._product(torch.cat([asked.input_NI for asked in waiting]))
-        for asked, output in zip(waiting, output_NO.split(rows), strict=True):
+            output_NO = self._product(torch.cat([asked.input_NI for asked in together]))
+        self._took_s = time.perf_counter() - started_s
+        outputs: tuple[Tensor, ...] = output_NO.split(rows)
+        for asked, output in zip(together, outputs, strict=True):
             asked.output_NO = output
+        return outputs[0]
 
 
-def _bias(layer: nn.Module) -> Tensor | None:
+def _has_kernel_for(layer: nn.Linear) -> bool:
+    weight_OI = layer.weight
+    if not has_kernels(weight_OI.dtype, weight_OI.device) or not weight_OI.is_contiguous():
+        return False
+    from corolla.blocks.kernels import LANES  # llvmlite may be missing
+
+    return not any(width % LANES for width in weight_OI.shape)
+
+
+def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
+    from corolla.blocks.kernels import ROWS, kernel
+
+    outputs, inputs = weight_OI.shape
+    codes = {rows: kernel(KERNEL_DTYPES[weight_OI.dtype], "multiply", rows) for rows in ROWS}
+
+    def multiply(input_NI: Tensor) -> Tensor:
+        count = len(input_NI)
+        if not 0 < count <= ROWS[-1]:
+            return linear(input_NI, weight_OI, bias_O)
+        rows = ROWS[bisect_left(ROWS, count)]
+        input_NI = input_NI.contiguous()
+        output_NO = input_NI.new_empty(count, outputs)
+        scratch = torch.empty(rows * (inputs + outputs), dtype=torch.float32)
+        codes[rows](
+            weight_OI.data_ptr(),
+            0 if bias_O is None else bias_O.data_ptr(),
+            input_NI.data_ptr(),
+            output_NO.data_ptr(),
+            scratch.data_ptr(),
+            inputs,
+            outputs,
+            count,
+        )
+        return output_NO
+
+    return multiply
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The bias of a linear layer, if it has one."""
     bias_O: Any = getattr(layer, "bias", None)
     return None if bias_O is None else bias_O.detach()
 

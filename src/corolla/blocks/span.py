@@ -17,12 +17,13 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from corolla.blocks.adapters import Adapter, Addition, Alone, BlockAdapter, RowAdapters, adding, check_fits
 from corolla.blocks.architecture import hidden_size, num_blocks, stretched_ropes, text_config
+from corolla.blocks.fused import FusedBlock, Scratch
 from corolla.blocks.graphs import GraphBudget
 from corolla.blocks.kv import GrowingKV, KVShape, PackedRow
 from corolla.blocks.lean import LeanBlock, Rotation
 from corolla.blocks.packing import ATTENTION_NAME, Attention, PackedBatch, PassingCache, register_attention, run_batch
 from corolla.blocks.prefix import PrefixCache
-from corolla.blocks.products import FrozenLayer
+from corolla.blocks.products import FrozenLayer, has_kernels
 from corolla.blocks.session_cache import SessionCache
 from corolla.blocks.shell import BlockCall, Shell
 from corolla.errors import UnsupportedModel, UsageError
@@ -79,7 +80,7 @@ class BlockSpan(nn.Module):
         self.can_rewind = self.new_cache().can_rewind
         self.eval().requires_grad_(False)
         register_attention()
-        self._lean: list[LeanBlock] = []
+        self._lean: Sequence[LeanBlock | FusedBlock] = ()
         self._adapter: Adapter | None = None
         if is_lean:
             self.make_lean()
@@ -182,9 +183,13 @@ class BlockSpan(nn.Module):
 
         A token is sent through the blocks once, to see how each of them attends.
         """
-        attention = self._attention
-        indices = self.span.indices
-        self._lean = [LeanBlock(block, attention[index]) for index, block in zip(indices, self.blocks, strict=True)]
+        attention = [self._attention[index] for index in self.span.indices]
+        blocks = list(zip(self.blocks, attention, strict=True))
+        if has_kernels(self.dtype, self.device) and all(FusedBlock.fits(block) for block in self.blocks):
+            scratch = Scratch(self.dtype)
+            self._lean = [FusedBlock(block, reach, scratch) for block, reach in blocks]
+        else:
+            self._lean = [LeanBlock(block, reach) for block, reach in blocks]
 
     def new_cache(self) -> SessionCache:
         """An empty cache for one session on the exact path."""

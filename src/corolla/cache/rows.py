@@ -94,11 +94,18 @@ class RowKV:
             All keys and values of the row in that block, in one piece or several, the new ones last: views, valid
             until the next call. Tokens that a window has let go of are missing in front.
         """
+        pieces = self.make_room(block, key_HTD, value_HTD)
+        for part_HLD, new_HTD in zip(pieces[-1], (key_HTD, value_HTD), strict=True):
+            part_HLD[:, -new_HTD.shape[1] :] = new_HTD
+        return pieces
+
+    def make_room(self, block: int, key_HTD: torch.Tensor, value_HTD: torch.Tensor) -> tuple[Piece, ...]:
+        """Do what :meth:`append` does, but let the caller write the new ones to the end of the last piece."""
         stop = self.length + key_HTD.shape[1]
         own = self._own.get(block)
         if own is None or own.stop < stop:
             own = self._own[block] = self._roomier(own, key_HTD, value_HTD, stop)
-        own.write(self.length, key_HTD, value_HTD)
+        own.top = max(own.top, stop)
         piece = own.view(self._own_start, stop)
         return (*(past.stored[block] for past in self._past), piece) if self._past else (piece,)
 

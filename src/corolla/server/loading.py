@@ -24,7 +24,7 @@ from corolla.blocks import (
     tensors_of,
     weight_format,
 )
-from corolla.engine import free_bytes, kept_apart
+from corolla.engine import EngineConfig, computing_threads, free_bytes, kept_apart
 from corolla.errors import SpanTooLarge, UnsupportedModel, UsageError
 from corolla.hub import HubConfig, Progress, Repository, RoundedWeights, open_repository
 from corolla.routing import choose_span
@@ -174,7 +174,7 @@ def _least_bytes(sizes: Sequence[int], blocks: Span | None, count: int) -> int:
     return min(sum(sizes[start : start + count]) for start in range(len(sizes) - count + 1))
 
 
-def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
+def load_blocks(model: Model, span: Span, engine: EngineConfig, report: Progress) -> BlockSpan:
     """Download the files of a span, and nothing else, and load its blocks; rounded ones are kept for the next time.
 
     Blocks for as long as that takes.
@@ -182,12 +182,18 @@ def load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
     Args:
         model: The model.
         span: Which blocks.
+        engine: How they will compute, which decides about the form of their weights.
         report: Hears how far it is.
 
     Raises:
         ModelError: If files cannot be had or read.
         CapacityError: If there is no room for them.
     """
+    with computing_threads(engine):
+        return _load_blocks(model, span, report)
+
+
+def _load_blocks(model: Model, span: Span, report: Progress) -> BlockSpan:
     quantization = weight_format(model.precision)
     if isinstance(quantization, torch.dtype):
         return _load_originals(model, span, report)

@@ -62,7 +62,7 @@ class Tenure:
         """
         started_s = anyio.current_time()
         try:
-            load = partial(load_blocks, self._model, self.span, partial(self._note, report))
+            load = partial(load_blocks, self._model, self.span, self._config, partial(self._note, report))
             blocks = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
             context = context_tokens(self._model.config) or MAX_STEP_TOKENS
             async with Engine(blocks, self._config, context_tokens=context) as self.engine:

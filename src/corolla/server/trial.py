@@ -81,7 +81,7 @@ async def try_precision(
     count = min(config.num_blocks or _SAMPLE_BLOCKS, len(fitting))
     sample = Span(fitting.start, fitting.start + count)
     free = free_bytes(torch.device(model.device))
-    blocks = await anyio.to_thread.run_sync(partial(load_blocks, model, sample, report))
+    blocks = await anyio.to_thread.run_sync(partial(load_blocks, model, sample, engine, report))
     context = context_tokens(model.config) or MAX_STEP_TOKENS
     token_bytes = (await anyio.to_thread.run_sync(page_cost, blocks)).token_bytes / count
     async with Engine(blocks, engine, context_tokens=context) as running:

@@ -55,13 +55,13 @@ def test_blocks_are_rounded_once_for_all_starts(directory, precision, tmp_path, 
     model = loading.open_model(
         ServerConfig(model=str(directory), precision=precision), HubConfig(cache_dir=tmp_path), lambda *_: None
     )
-    first = loading.load_blocks(model, Span(1, 3), lambda *_: None)
+    first = loading.load_blocks(model, Span(1, 3), EngineConfig(), lambda *_: None)
     monkeypatch.setattr(loading, "load_span", None)  # nothing is loaded any more
-    again = loading.load_blocks(model, Span(1, 3), lambda *_: None)
+    again = loading.load_blocks(model, Span(1, 3), EngineConfig(), lambda *_: None)
     hidden_BTD = torch.randn(1, 5, 64, dtype=torch.bfloat16)
     assert torch.equal(again(hidden_BTD)[0], first(hidden_BTD)[0])
     with pytest.raises(TypeError):
-        loading.load_blocks(model, Span(0, 2), lambda *_: None)
+        loading.load_blocks(model, Span(0, 2), EngineConfig(), lambda *_: None)
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])

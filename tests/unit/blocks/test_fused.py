@@ -1,0 +1,118 @@
+"""A decode step in machine code: the numbers of transformers' own blocks up to rounding, whatever rows it has."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
+
+from corolla.blocks import PackedRow
+from corolla.blocks.architecture import model_class
+from corolla.blocks.fused import FusedBlock
+from corolla.blocks.lean import LeanBlock
+from corolla.blocks.selftest import split_model
+from corolla.cache import RowKV
+from corolla.terms import Span
+
+pytest.importorskip("llvmlite", reason="machine code is made by llvmlite, which is not installed")
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16, "num_hidden_layers": 3}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "llama with biases": LlamaConfig(**SIZES, num_key_value_heads=4, attention_bias=True, mlp_bias=True),
+    "mistral with a window": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8),
+    "qwen3 with norms of heads": Qwen3Config(**SIZES, num_key_value_heads=1),
+}
+PROMPTS = (5, 17, 1, 40, 3, 9, 12, 2, 6)
+STEPS = 12
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-6}
+"""Relative to the largest number."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
+def span_of(config, dtype=torch.float32):
+    torch.manual_seed(3)
+    model = model_class(config)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases start out as ones and zeros, which would hide mistakes
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    model = model.to(torch.bfloat16).to(dtype).eval()  # the same numbers in both dtypes
+    (span,) = split_model(model, [Span(0, 3)], is_packable=True, is_lean=True)
+    return span
+
+
+def decode(config, rows, dtype=torch.float32, *, is_shared=False):
+    """Send prompts, then single tokens of all rows at once; return how far they come from the exact path at most.
+
+    Whatever the dtype, that is computed in float32.
+    """
+    span, exact = span_of(config, dtype), span_of(config)
+    sequences = [torch.randn(count + STEPS, 64).bfloat16().to(dtype) for count in PROMPTS[:rows]]
+    stores, lengths, worst = [], list(PROMPTS[:rows]), 0.0
+    with torch.inference_mode():
+        expected = [exact.forward(hidden_ND[None].float())[0][0] for hidden_ND in sequences]
+        for hidden_ND, count in zip(sequences, lengths, strict=True):
+            kv = RowKV(count + STEPS, span.windows)
+            span.forward_packed(hidden_ND[:count], [PackedRow(0, count, kv)])
+            kv.commit(count)
+            stores.append(kv.fork() if is_shared else kv)
+        for _ in range(STEPS):
+            new_ND = torch.stack([hidden_ND[length] for hidden_ND, length in zip(sequences, lengths, strict=True)])
+            packed = [PackedRow(length, 1, kv) for length, kv in zip(lengths, stores, strict=True)]
+            output_ND, _ = span.forward_packed(new_ND, packed)
+            for index, kv in enumerate(stores):
+                lengths[index] += 1
+                kv.commit(lengths[index])
+                expected_D = expected[index][lengths[index] - 1]
+                worst = max(worst, float((output_ND[index].float() - expected_D).abs().max() / expected_D.abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_single_tokens_of_many_rows_give_what_transformers_gives(name, dtype, rows):
+    assert {type(block) for block in span_of(CONFIGS[name], dtype)._lean} == {FusedBlock}
+    assert decode(CONFIGS[name], rows, dtype) <= TOLERANCE[dtype]
+
+
+def test_rows_that_begin_with_keys_and_values_of_others_give_it_as_well():
+    assert decode(CONFIGS["llama"], 4, is_shared=True) <= TOLERANCE[torch.float32]
+
+
+def test_a_token_does_not_depend_on_who_else_is_there():
+    span = span_of(CONFIGS["llama"])
+    new_ND = torch.randn(8, 64)
+    with torch.inference_mode():
+        alone = torch.cat([span.forward_packed(new_ND[[index]], [PackedRow(0, 1, RowKV())])[0] for index in range(8)])
+        together, _ = span.forward_packed(new_ND, [PackedRow(0, 1, RowKV()) for _ in range(8)])
+    assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_not_a_number_stays_so_and_harms_nobody_else(dtype):
+    span = span_of(CONFIGS["llama"], dtype)
+    new_ND = torch.randn(3, 64).to(dtype)
+    with torch.inference_mode():
+        expected_ND, _ = span.forward_packed(new_ND, [PackedRow(0, 1, RowKV()) for _ in range(3)])
+        new_ND[1, 5] = torch.nan
+        output_ND, _ = span.forward_packed(new_ND, [PackedRow(0, 1, RowKV()) for _ in range(3)])
+    assert output_ND[1].isnan().all()
+    assert torch.equal(output_ND[[0, 2]], expected_ND[[0, 2]])
+
+
+@pytest.mark.parametrize("change", [{"head_dim": 8}, {"hidden_act": "gelu"}])
+def test_what_there_is_no_code_for_runs_through_lean_blocks(change):
+    config = LlamaConfig(**{**SIZES, **change})
+    assert {type(block) for block in span_of(config)._lean} == {LeanBlock}
+    assert decode(config, 2) <= TOLERANCE[torch.float32]
+
+
+def test_with_several_threads_torch_computes():
+    torch.set_num_threads(2)
+    assert {type(block) for block in span_of(CONFIGS["llama"])._lean} == {LeanBlock}
