@@ -1,6 +1,6 @@
 """A decode step in three calls of machine code a block, for lean blocks on a CPU with one thread.
 
-Knows blocks, rows and tensors; the code itself is made in ``blocks/kernels.py``. For many tokens, and for those to
+Knows blocks, rows and tensors; the code itself is made in ``machine/kernels.py``. For many tokens, and for those to
 whose layers something is added, the lean block goes on alone.
 """
 
@@ -20,7 +20,7 @@ from corolla.blocks.packing import Attention, PackedBatch, attend, attend_pieces
 from corolla.blocks.products import KERNEL_DTYPES, bias_of
 
 if TYPE_CHECKING:
-    from corolla.blocks.kernels import Kernel
+    from corolla.machine.kernels import Kernel
 
 __all__ = ["FusedBlock", "Scratch"]
 
@@ -38,7 +38,8 @@ class Scratch:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        from corolla.blocks.kernels import ROWS, kernel  # only where has_kernels holds
+        from corolla.machine.kernels import kernel  # only where has_kernels holds
+        from corolla.machine.writer import ROWS
 
         self.rows = ROWS
         self.codes: dict[str, dict[int, Kernel]] = {
@@ -119,7 +120,7 @@ class FusedBlock:
     @staticmethod
     def fits(block: nn.Module) -> bool:
         """Say whether there is code for a lean block: plain weights, widths that are multiples of 16, SiLU."""
-        from corolla.blocks.kernels import LANES  # only where has_kernels holds
+        from corolla.machine.vectors import LANES  # only where has_kernels holds
 
         parts = dict(block.named_modules())
         layers = [parts[name] for name in LAYERS]

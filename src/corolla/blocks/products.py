@@ -2,7 +2,7 @@
 
 A decode step multiplies one token, or one of each session, with every weight of a span; its speed is that of reading
 them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``). For one thread there is
-machine code of our own (``blocks/kernels.py``), if llvmlite is installed; otherwise weights are brought into the order
+machine code of our own (``machine/kernels.py``), if llvmlite is installed; otherwise weights are brought into the order
 of oneDNN, which is faster for any number of rows. Knows weights and rows; not what they are for.
 """
 
@@ -131,19 +131,24 @@ class Ordered(FrozenLayer):
 
     def multiply(self, input_NI: Tensor) -> Tensor:
         """Multiply as fast as it can be done, without gradients."""
-        rows = len(input_NI)
-        place = bisect_left(_ROWS, rows)
-        padding = _ROWS[place] - rows if place < len(_ROWS) else rows
-        if not padding:
-            return self._multiply(input_NI)
-        if rows < _FEW_ROWS or padding <= _PADDING * rows:
-            return self._multiply(nn.functional.pad(input_NI, (0, 0, 0, padding)))[:rows]
-        whole = _ROWS[place - 1]
-        return torch.cat([self._multiply(input_NI[:whole]), self.multiply(input_NI[whole:])])
+        return _in_known_rows(self._multiply, input_NI)
 
     def _multiply(self, input_NI: Tensor) -> Tensor:
         product_NO: Tensor = self._pointwise(input_NI, self._ordered, self.bias, "none", [], "")
         return product_NO
+
+
+def _in_known_rows(product: Product, input_NI: Tensor) -> Tensor:
+    """Multiply with numbers of rows that oneDNN has met before, so that its code does not grow for ever."""
+    rows = len(input_NI)
+    place = bisect_left(_ROWS, rows)
+    padding = _ROWS[place] - rows if place < len(_ROWS) else rows
+    if not padding:
+        return product(input_NI)
+    if rows < _FEW_ROWS or padding <= _PADDING * rows:
+        return product(nn.functional.pad(input_NI, (0, 0, 0, padding)))[:rows]
+    whole = _ROWS[place - 1]
+    return torch.cat([product(input_NI[:whole]), _in_known_rows(product, input_NI[whole:])])
 
 
 def product_with(layer: nn.Module) -> Product:
@@ -193,6 +198,8 @@ class Head(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self._product: Product | None = None
         self._made_of: tuple[int, int] | None = None
+        if _has_kernel_for(layer):
+            product_with(layer)  # makes the code now, and not for the first token
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, as :class:`torch.nn.Linear` does."""
@@ -281,13 +288,14 @@ def _has_kernel_for(layer: nn.Linear) -> bool:
     weight_OI = layer.weight
     if not has_kernels(weight_OI.dtype, weight_OI.device) or not weight_OI.is_contiguous():
         return False
-    from corolla.blocks.kernels import LANES  # llvmlite may be missing
+    from corolla.machine.vectors import LANES  # llvmlite may be missing
 
     return not any(width % LANES for width in weight_OI.shape)
 
 
 def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
-    from corolla.blocks.kernels import ROWS, kernel
+    from corolla.machine.kernels import kernel
+    from corolla.machine.writer import ROWS
 
     outputs, inputs = weight_OI.shape
     codes = {rows: kernel(KERNEL_DTYPES[weight_OI.dtype], "multiply", rows) for rows in ROWS}
@@ -295,7 +303,7 @@ def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     def multiply(input_NI: Tensor) -> Tensor:
         count = len(input_NI)
         if not 0 < count <= ROWS[-1]:
-            return linear(input_NI, weight_OI, bias_O)
+            return _in_known_rows(lambda part_NI: linear(part_NI, weight_OI, bias_O), input_NI)
         rows = ROWS[bisect_left(ROWS, count)]
         input_NI = input_NI.contiguous()
         output_NO = input_NI.new_empty(count, outputs)

@@ -1,0 +1,100 @@
+"""Machine code for the few rows of a decode step, made by LLVM for the very processor that it runs on.
+
+A decode step reads every weight once and computes little with it. In torch each block is a dozen operations, and
+between two steps the weights push most of the code behind them out of the processor's caches: a call then costs more
+than what it computes. Here a block is three calls (``blocks/fused.py``): from its input to queries, keys and values,
+attention for each row, and from what was attended to its output. Numbers come and go in the dtype of the weights; all
+between is float32.
+
+A process of its own makes the code (``python -m corolla.machine``), since LLVM keeps 16 MiB of what it has worked on.
+Knows functions, whose arguments are addresses and sizes, all of them plain integers; not tensors, blocks or sessions.
+"""
+
+import ctypes
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import llvmlite.binding as llvm
+
+__all__ = ["GROUPS", "Kernel", "kernel", "make_code"]
+
+Kernel = Callable[..., None]
+"""A function of addresses and sizes."""
+
+GROUPS: Final = {"multiply": "products", "enter": "blocks", "leave": "blocks", "attend": "blocks"}
+"""What is made together, for each function: a client needs products alone."""
+
+_MAKING = threading.Lock()
+_MAKING_S: Final = 60.0
+
+
+def kernel(dtype: str, name: str, rows: int) -> Kernel:
+    """Look up a function; the first of its group takes a second or two, in which all of them are made. Blocks.
+
+    Args:
+        dtype: Of the weights and of what comes and goes: ``"float32"`` or ``"bfloat16"``.
+        name: ``"multiply"``, ``"enter"``, ``"leave"`` or ``"attend"``; see :class:`corolla.machine.writer.Writer`.
+        rows: One of :data:`corolla.machine.writer.ROWS`; 1 for ``"attend"``.
+    """
+    with _MAKING:
+        return _library(dtype, GROUPS[name])[f"{name}_{rows}"]
+
+
+@cache
+def _library(dtype: str, group: str) -> dict[str, Kernel]:
+    counts, code = _have_made(dtype, group)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    library: dict[str, Kernel] = {}
+    for name, count in counts.items():
+        prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)  # other threads run meanwhile
+        function: Any = prototype(engine.get_function_address(name))
+        function.engine = engine  # which owns the code
+        library[name] = function
+    return library
+
+
+def _have_made(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
+    command = [sys.executable, "-m", "corolla.machine", dtype, group]
+    try:
+        made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_MAKING_S)
+    except (OSError, subprocess.SubprocessError):  # where no process may be started
+        return make_code(dtype, group)
+    counts, _, code = made.stdout.partition(b"\n")
+    return json.loads(counts), code
+
+
+def make_code(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
+    """Make the functions of a group.
+
+    Args:
+        dtype: See :func:`kernel`.
+        group: One of the values of :data:`GROUPS`.
+
+    Returns:
+        How many arguments each function takes, and an object file for this processor.
+    """
+    from corolla.machine.writer import Writer  # needs more of llvmlite than what loads its code
+
+    machine = _machine()
+    writer = Writer(dtype, registers=32 if llvm.get_host_cpu_features().get("avx512f") else 16)
+    counts = writer.write_products() if group == "products" else writer.write_blocks()
+    writer.module.triple = llvm.get_default_triple()
+    module = llvm.parse_assembly(str(writer.module))
+    module.verify()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)
+    return counts, bytes(machine.emit_object(module))
+
+
+def _machine() -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target, features = llvm.Target.from_default_triple(), llvm.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
