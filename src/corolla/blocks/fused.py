@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from corolla.blocks.adapters import Addition
 from corolla.blocks.lean import LAYERS, LeanBlock, Rotation
 from corolla.blocks.packing import Attention, PackedBatch, attend, attend_pieces, seen
-from corolla.blocks.products import KERNEL_DTYPES, bias_of
+from corolla.blocks.products import KERNEL_DTYPES, bias_of, stored_weight
 
 if TYPE_CHECKING:
     from corolla.machine.kernels import Kernel
+    from corolla.machine.products import Form
 
 __all__ = ["FusedBlock", "Scratch"]
 
@@ -31,21 +32,27 @@ _SILU: Final = ("SiLU", "SiLUActivation")
 
 
 class Scratch:
-    """Memory that the blocks of a span use in turn, and the code for their dtype.
+    """Memory that the blocks of a span use in turn, and the code for them.
 
     Args:
-        dtype: Of their weights and hidden states.
+        dtype: Of their hidden states, and of weights as they are.
+        form: Of their weights.
+
+    Attributes:
+        rows: Numbers of rows that there is code for.
+        codes: The code of ``enter`` and ``leave``, for each number of rows.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, form: "Form") -> None:
         from corolla.machine.kernels import kernel  # only where has_kernels holds
         from corolla.machine.writer import ROWS
 
+        name = KERNEL_DTYPES[dtype]
         self.rows = ROWS
         self.codes: dict[str, dict[int, Kernel]] = {
-            name: {rows: kernel(KERNEL_DTYPES[dtype], name, rows) for rows in ROWS} for name in ("enter", "leave")
+            function: {rows: kernel(name, function, rows, form) for rows in ROWS} for function in ("enter", "leave")
         }
-        self._attend = kernel(KERNEL_DTYPES[dtype], "attend", 1)
+        self._attend = kernel(name, "attend", 1, form)
         self._floats = torch.zeros(0)
 
     def take(self, floats: int) -> int:
@@ -90,7 +97,7 @@ class FusedBlock:
     """One block, fast for a few tokens.
 
     Args:
-        block: Transformers' block, of which :meth:`fits` holds. Its weights are shared, and may not move.
+        block: Transformers' block, of which :meth:`form_of` knows the form. Its weights are shared, and may not move.
         attention: How it attends.
         scratch: Shared with the other blocks of the span.
     """
@@ -118,18 +125,25 @@ class FusedBlock:
         self._enter_at, self._leave_at = self._enter.buffer_info()[0], self._leave.buffer_info()[0]
 
     @staticmethod
-    def fits(block: nn.Module) -> bool:
-        """Say whether there is code for a lean block: plain weights, widths that are multiples of 16, SiLU."""
-        from corolla.machine.vectors import LANES  # only where has_kernels holds
+    def form_of(block: nn.Module) -> "Form | None":
+        """Say in which form the weights of a lean block are; ``None`` if there is no code for the block.
+
+        There is for one form, widths that are multiples of 16, and SiLU.
+        """
+        from corolla.machine.kernels import chooses_among_16  # only where has_kernels holds
+        from corolla.machine.vectors import LANES
 
         parts = dict(block.named_modules())
         layers = [parts[name] for name in LAYERS]
+        forms = {None if stored is None else stored.form for stored in map(stored_weight, layers)}
         widths = [parts["self_attn"].head_dim]
         widths += [width for layer in layers for width in (layer.in_features, layer.out_features)]
         eps = {_eps(part) for name, part in parts.items() if name.endswith(("layernorm", "_norm"))}
-        is_plain = all(type(layer) is nn.Linear and layer.weight.is_contiguous() for layer in layers)
         is_even = not any(width % LANES for width in widths)
-        return is_plain and is_even and len(eps) == 1 and type(parts["mlp.act_fn"]).__name__ in _SILU
+        has_rest = is_even and len(eps) == 1 and type(parts["mlp.act_fn"]).__name__ in _SILU
+        if not has_rest or len(forms) > 1 or (forms == {"nf4"} and not chooses_among_16()):
+            return None
+        return forms.pop()
 
     def run(
         self, hidden_ND: Tensor, rotation: Rotation, batch: PackedBatch, addition: Addition | None = None
@@ -187,12 +201,15 @@ class FusedBlock:
             return 0, 0
         return self._address(part.weight), _bits(_eps(part))
 
-    def _layer(self, layer: nn.Linear) -> tuple[int, int]:
-        """The addresses of a layer's weight and bias."""
-        bias_O = bias_of(layer)
-        return self._address(layer.weight), 0 if bias_O is None else self._address(bias_O)
+    def _layer(self, layer: nn.Module) -> tuple[int, int, int]:
+        """The addresses of a layer's weight, its scales and its bias."""
+        stored = stored_weight(layer)
+        assert stored is not None
+        return self._address(stored.weight), self._address(stored.scales), self._address(bias_of(layer))
 
-    def _address(self, weight: Tensor) -> int:
+    def _address(self, weight: Tensor | None) -> int:
+        if weight is None:
+            return 0
         self._kept.append(weight)  # which must live as long as its address is used
         return weight.data_ptr()
 

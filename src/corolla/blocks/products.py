@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psutil
 import torch
@@ -27,11 +27,16 @@ __all__ = [
     "Head",
     "Ordered",
     "Product",
+    "StoredWeight",
     "bias_of",
     "has_kernels",
     "order",
     "product_with",
+    "stored_weight",
 ]
+
+if TYPE_CHECKING:
+    from corolla.machine.products import Form
 
 Product = Callable[[Tensor], Tensor]
 """Takes ``[N, I]`` to ``[N, O]``, both in the dtype of the weight; only in inference mode."""
@@ -53,6 +58,20 @@ _LATELY_S: Final = 0.5
 """Threads that have asked within so long are company."""
 _PATIENCE: Final = 0.5
 """How long to wait for company, as a share of what the last product took."""
+
+
+class StoredWeight(NamedTuple):
+    """A weight as it lies in memory, for machine code to read.
+
+    Args:
+        form: One of those that :class:`corolla.machine.products.ProductCode` reads.
+        weight: Its numbers.
+        scales: What they are multiplied by, if they are.
+    """
+
+    form: "Form"
+    weight: Tensor
+    scales: Tensor | None = None
 
 
 class FrozenLayer(nn.Module):
@@ -86,6 +105,11 @@ class FrozenLayer(nn.Module):
     def unlisted_bytes(self) -> int:
         """Memory of the weight that is neither a parameter nor a buffer."""
         return 0
+
+    @property
+    def stored_weight(self) -> StoredWeight | None:
+        """How its weight lies in memory; ``None`` if in a way that machine code does not read."""
+        return None
 
     def dense(self) -> Tensor:
         """Make the weight ``[O, I]`` that this layer multiplies with, in the dtype that it computes in."""
@@ -310,6 +334,7 @@ def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
         scratch = torch.empty(rows * (inputs + outputs), dtype=torch.float32)
         codes[rows](
             weight_OI.data_ptr(),
+            0,
             0 if bias_O is None else bias_O.data_ptr(),
             input_NI.data_ptr(),
             output_NO.data_ptr(),
@@ -321,6 +346,14 @@ def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
         return output_NO
 
     return multiply
+
+
+def stored_weight(layer: nn.Module) -> StoredWeight | None:
+    """Say how the weight of a layer lies in memory; ``None`` if in a way that machine code does not read."""
+    if isinstance(layer, FrozenLayer):
+        return layer.stored_weight
+    assert isinstance(layer, nn.Linear)
+    return StoredWeight("plain", layer.weight.detach()) if layer.weight.is_contiguous() else None
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from corolla.blocks.products import FrozenLayer, Ordered
+from corolla.blocks.products import FrozenLayer, Ordered, StoredWeight
 from corolla.errors import UnsupportedModel
 from corolla.terms import Precision
 
@@ -290,6 +290,11 @@ class Int8Layer(FrozenLayer):
         """Make the weight that this layer multiplies with."""
         return self.weight_OI.to(self.scale_O.dtype) * self.scale_O[:, None]
 
+    @property
+    def stored_weight(self) -> StoredWeight:
+        """How its weight lies in memory."""
+        return StoredWeight("int8", self.weight_OI, self.scale_O)
+
     def multiply(self, input_NI: Tensor) -> Tensor:
         """Multiply as fast as it can be done, without gradients."""
         if len(input_NI) > _INT8_ROWS or self.scale_O.dtype != torch.bfloat16 or self.weight_OI.device.type != "cpu":
@@ -342,6 +347,11 @@ class Nf4Layer(FrozenLayer):
             packed, scales.float().view(-1), _GROUP, "nf4", self._shape, self._dtype
         )
         return weight_OI
+
+    @property
+    def stored_weight(self) -> StoredWeight | None:
+        """How its weight lies in memory; only in the order of bitsandbytes' own kernel is it read."""
+        return StoredWeight("nf4", self.packed, self.scales) if self._is_reordered else None
 
     def multiply(self, input_NI: Tensor) -> Tensor:
         """Multiply as fast as it can be done, without gradients."""

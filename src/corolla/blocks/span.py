@@ -185,8 +185,10 @@ class BlockSpan(nn.Module):
         """
         attention = [self._attention[index] for index in self.span.indices]
         blocks = list(zip(self.blocks, attention, strict=True))
-        if has_kernels(self.dtype, self.device) and all(FusedBlock.fits(block) for block in self.blocks):
-            scratch = Scratch(self.dtype)
+        forms = {FusedBlock.form_of(block) for block in self.blocks} if has_kernels(self.dtype, self.device) else set()
+        form = forms.pop() if len(forms) == 1 else None
+        if form is not None:
+            scratch = Scratch(self.dtype, form)
             self._lean = [FusedBlock(block, reach, scratch) for block, reach in blocks]
         else:
             self._lean = [LeanBlock(block, reach) for block, reach in blocks]

@@ -17,11 +17,14 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import llvmlite.binding as llvm
 
-__all__ = ["GROUPS", "Kernel", "kernel", "make_code"]
+if TYPE_CHECKING:
+    from corolla.machine.products import Form
+
+__all__ = ["GROUPS", "Kernel", "chooses_among_16", "kernel", "make_code"]
 
 Kernel = Callable[..., None]
 """A function of addresses and sizes."""
@@ -33,21 +36,22 @@ _MAKING = threading.Lock()
 _MAKING_S: Final = 60.0
 
 
-def kernel(dtype: str, name: str, rows: int) -> Kernel:
+def kernel(dtype: str, name: str, rows: int, form: "Form" = "plain") -> Kernel:
     """Look up a function; the first of its group takes a second or two, in which all of them are made. Blocks.
 
     Args:
         dtype: Of the weights and of what comes and goes: ``"float32"`` or ``"bfloat16"``.
         name: ``"multiply"``, ``"enter"``, ``"leave"`` or ``"attend"``; see :class:`corolla.machine.writer.Writer`.
         rows: One of :data:`corolla.machine.writer.ROWS`; 1 for ``"attend"``.
+        form: How weights are stored; see :class:`corolla.machine.products.ProductCode`.
     """
     with _MAKING:
-        return _library(dtype, GROUPS[name])[f"{name}_{rows}"]
+        return _library(dtype, GROUPS[name], form)[f"{name}_{rows}"]
 
 
 @cache
-def _library(dtype: str, group: str) -> dict[str, Kernel]:
-    counts, code = _have_made(dtype, group)
+def _library(dtype: str, group: str, form: "Form") -> dict[str, Kernel]:
+    counts, code = _have_made(dtype, group, form)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -60,22 +64,23 @@ def _library(dtype: str, group: str) -> dict[str, Kernel]:
     return library
 
 
-def _have_made(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
-    command = [sys.executable, "-m", "corolla.machine", dtype, group]
+def _have_made(dtype: str, group: str, form: "Form") -> tuple[dict[str, int], bytes]:
+    command = [sys.executable, "-m", "corolla.machine", dtype, group, form]
     try:
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_MAKING_S)
     except (OSError, subprocess.SubprocessError):  # where no process may be started
-        return make_code(dtype, group)
+        return make_code(dtype, group, form)
     counts, _, code = made.stdout.partition(b"\n")
     return json.loads(counts), code
 
 
-def make_code(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
+def make_code(dtype: str, group: str, form: "Form") -> tuple[dict[str, int], bytes]:
     """Make the functions of a group.
 
     Args:
         dtype: See :func:`kernel`.
         group: One of the values of :data:`GROUPS`.
+        form: See :func:`kernel`.
 
     Returns:
         How many arguments each function takes, and an object file for this processor.
@@ -83,7 +88,7 @@ def make_code(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
     from corolla.machine.writer import Writer  # needs more of llvmlite than what loads its code
 
     machine = _machine()
-    writer = Writer(dtype, registers=32 if llvm.get_host_cpu_features().get("avx512f") else 16)
+    writer = Writer(dtype, form, registers=32 if chooses_among_16() else 16)
     counts = writer.write_products() if group == "products" else writer.write_blocks()
     writer.module.triple = llvm.get_default_triple()
     module = llvm.parse_assembly(str(writer.module))
@@ -91,6 +96,11 @@ def make_code(dtype: str, group: str) -> tuple[dict[str, int], bytes]:
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(module, passes)
     return counts, bytes(machine.emit_object(module))
+
+
+def chooses_among_16() -> bool:
+    """Say whether this processor has what ``nf4`` needs: vectors of 512 bits, of x86."""
+    return bool(llvm.get_host_cpu_features().get("avx512f"))
 
 
 def _machine() -> llvm.TargetMachine:

@@ -18,6 +18,8 @@ LANES: Final = 16
 
 FLOAT, INT, _SIZE = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _STORED: Final = {"float32": FLOAT, "bfloat16": ir.IntType(16)}
+_BYTE: Final = ir.IntType(8)
+_BYTES: Final = {str(FLOAT): 4, str(_STORED["bfloat16"]): 2, str(_BYTE): 1}
 _EXP: Final = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 """The polynomial of Cephes' expf (S. Moshier), good to two units in the last place."""
 _LN2: Final = (0.693359375, -2.12194440e-4)
@@ -44,21 +46,22 @@ class VectorCode:
         self.module = ir.Module(name=f"corolla_{dtype}")
         self.stored = _STORED[dtype]
         self.code = ir.IRBuilder()
-        self.multiply_add = self._declare(f"llvm.fma.v{LANES}f32", _floats(), [_floats()] * 3)
-        self.largest = self._declare(f"llvm.vector.reduce.fmax.v{LANES}f32", FLOAT, [_floats()])
-        self.root = self._declare("llvm.sqrt.f32", FLOAT, [FLOAT])
-        self._sum = self._declare(f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, [FLOAT, _floats()])
+        self.multiply_add = self.declare(f"llvm.fma.v{LANES}f32", _floats(), [_floats()] * 3)
+        self.largest = self.declare(f"llvm.vector.reduce.fmax.v{LANES}f32", FLOAT, [_floats()])
+        self.root = self.declare("llvm.sqrt.f32", FLOAT, [FLOAT])
+        self._sum = self.declare(f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, [FLOAT, _floats()])
         pointer = ir.PointerType(ir.IntType(8))
-        self._fetch = self._declare("llvm.prefetch.p0", ir.VoidType(), [pointer, INT, INT, INT])
+        self._fetch = self.declare("llvm.prefetch.p0", ir.VoidType(), [pointer, INT, INT, INT])
 
-    def _declare(self, name: str, returned: ir.Type, arguments: Sequence[ir.Type]) -> ir.Value:
+    def declare(self, name: str, returned: ir.Type, arguments: Sequence[ir.Type]) -> ir.Value:
+        """Name a function of LLVM's, or one that is to be written."""
         return ir.Function(self.module, ir.FunctionType(returned, arguments), name=name)
 
     def write(
         self, name: str, count: int, write: Callable[..., None], *further: int, is_public: bool = False
     ) -> ir.Value:
         """Write a function of so many integers; ``write`` is given these, and what goes further to it."""
-        function = self._declare(name, ir.VoidType(), [_SIZE] * count)
+        function = self.declare(name, ir.VoidType(), [_SIZE] * count)
         function.linkage = "external" if is_public else "internal"
         self.code = ir.IRBuilder(function.append_basic_block("entry"))
         write(function.args, *further)
@@ -96,30 +99,36 @@ class VectorCode:
 
     def after(self, address: ir.Value, count: ir.Value, kind: ir.Type = FLOAT) -> ir.Value:
         """The address of what comes so many numbers later."""
-        return self.code.add(address, self.code.mul(count, size(2 if kind == _STORED["bfloat16"] else 4)))
+        return self.code.add(address, self.code.mul(count, size(_BYTES[str(kind)])))
 
     def load(self, address: ir.Value, kind: ir.Type = FLOAT, lanes: int = LANES) -> ir.Value:
         """Read numbers as floats."""
         code = self.code
         pointer = code.inttoptr(address, ir.PointerType(ir.VectorType(kind, lanes)))
-        loaded = code.load(pointer, align=2 if kind == _STORED["bfloat16"] else 4)
+        loaded = code.load(pointer, align=_BYTES[str(kind)])
         if kind == FLOAT:
             return loaded
-        wide = code.shl(code.zext(loaded, ir.VectorType(INT, lanes)), _ints(16, lanes))
+        if kind == _BYTE:
+            return code.sitofp(loaded, ir.VectorType(FLOAT, lanes))
+        wide = code.shl(code.zext(loaded, ir.VectorType(INT, lanes)), self.ints(16, lanes))
         return code.bitcast(wide, ir.VectorType(FLOAT, lanes))
+
+    def load_one(self, address: ir.Value, kind: ir.Type = FLOAT) -> ir.Value:
+        """Read one number as a float."""
+        return self.code.extract_element(self.load(address, kind, 1), ir.Constant(INT, 0))
 
     def store(self, vector: ir.Value, address: ir.Value, kind: ir.Type = FLOAT) -> None:
         """Write floats, rounded if need be."""
         code = self.code
         if kind != FLOAT:  # to the nearest, and to the even one of two; what is not a number stays so
             bits = code.bitcast(vector, ir.VectorType(INT, LANES))
-            last = code.and_(code.lshr(bits, _ints(16)), _ints(1))
-            rounded = code.add(bits, code.add(last, _ints(0x7FFF)))
-            quiet = code.or_(bits, _ints(0x400000))
+            last = code.and_(code.lshr(bits, self.ints(16)), self.ints(1))
+            rounded = code.add(bits, code.add(last, self.ints(0x7FFF)))
+            quiet = code.or_(bits, self.ints(0x400000))
             bits = code.select(code.fcmp_unordered("uno", vector, vector), quiet, rounded)
-            vector = code.trunc(code.lshr(bits, _ints(16)), ir.VectorType(kind, LANES))
+            vector = code.trunc(code.lshr(bits, self.ints(16)), ir.VectorType(kind, LANES))
         pointer = code.inttoptr(address, ir.PointerType(vector.type))
-        code.store(vector, pointer, align=2 if kind == _STORED["bfloat16"] else 4)
+        code.store(vector, pointer, align=_BYTES[str(kind)])
 
     def prefetch(self, address: ir.Value) -> None:
         """Have memory read what will be wanted soon."""
@@ -163,6 +172,10 @@ class VectorCode:
                     added = self.load(self.after(bias, index, self.stored), self.stored)
                     self.store(code.fadd(self.load(place), added), place)
 
+    def ints(self, number: int, lanes: int = LANES) -> ir.Value:
+        """A vector of one integer that is known now."""
+        return ir.Constant(ir.VectorType(INT, lanes), [number] * lanes)
+
     def sum_of(self, vector: ir.Value, begin: ir.Value | None = None) -> ir.Value:
         """Sum the numbers of a vector up, from a first one on."""
         begin = ir.Constant(FLOAT, 0.0) if begin is None else begin
@@ -172,7 +185,7 @@ class VectorCode:
         """Make a vector of one number."""
         code = self.code
         one = code.insert_element(ir.Constant(_floats(), ir.Undefined), number, ir.Constant(INT, 0))
-        return code.shuffle_vector(one, one, _ints(0))
+        return code.shuffle_vector(one, one, self.ints(0))
 
     def silu(self, x: ir.Value) -> ir.Value:
         """x by one plus e to the minus x."""
@@ -193,8 +206,8 @@ class VectorCode:
         for factor in _EXP[1:]:
             power = code.call(self.multiply_add, [power, rest, constant(factor)])
         power = code.call(self.multiply_add, [power, code.fmul(rest, rest), code.fadd(rest, constant(1.0))])
-        exponent = code.shl(code.bitcast(shifted, ir.VectorType(INT, LANES)), _ints(23))
-        two_to_n = code.bitcast(code.add(exponent, _ints(0x3F800000)), _floats())
+        exponent = code.shl(code.bitcast(shifted, ir.VectorType(INT, LANES)), self.ints(23))
+        two_to_n = code.bitcast(code.add(exponent, self.ints(0x3F800000)), _floats())
         return code.fmul(power, two_to_n)
 
 
@@ -217,7 +230,3 @@ def constant(number: float) -> ir.Value:
     """A vector of one number that is known now."""
     rounded = struct.unpack("f", struct.pack("f", number))[0]  # LLVM refuses to round numbers itself
     return ir.Constant(_floats(), [rounded] * LANES)
-
-
-def _ints(number: int, lanes: int = LANES) -> ir.Value:
-    return ir.Constant(ir.VectorType(INT, lanes), [number] * lanes)

@@ -11,7 +11,8 @@ from typing import Final
 
 from llvmlite import ir
 
-from corolla.machine.vectors import FLOAT, INT, LANES, VectorCode, constant, size, zeros
+from corolla.machine.products import Form, ProductCode
+from corolla.machine.vectors import FLOAT, INT, LANES, constant, size, zeros
 
 __all__ = ["ATTEND", "ENTER", "LEAVE", "ROWS", "Writer"]
 
@@ -20,14 +21,16 @@ ROWS: Final = (1, 2, 4, 8)
 
 ENTER: Final = (
     *("width", "norm", "eps", "head_width", "query_norm", "key_norm"),
-    *("query", "query_bias", "query_width", "key", "key_bias", "key_width", "value", "value_bias", "value_width"),
+    *("query", "query_scales", "query_bias", "query_width", "key", "key_scales", "key_bias", "key_width"),
+    *("value", "value_scales", "value_bias", "value_width"),
 )
 """What ``enter`` finds in its table, in this order: addresses of weights, widths, the bits of an epsilon. An address
 of 0 is for what is not there."""
 
 LEAVE: Final = (
     *("width", "norm", "eps", "attended_width", "inner_width"),
-    *("output", "output_bias", "gate", "gate_bias", "up", "up_bias", "down", "down_bias"),
+    *("output", "output_scales", "output_bias", "gate", "gate_scales", "gate_bias"),
+    *("up", "up_scales", "up_bias", "down", "down_scales", "down_bias"),
 )
 """What ``leave`` finds in its table."""
 
@@ -39,10 +42,10 @@ ATTEND: Final = (
 """What ``attend`` takes; strides are in numbers, the scaling is the bits of a float."""
 
 
-class Writer(VectorCode):
-    """Writes the functions for one dtype.
+class Writer(ProductCode):
+    """Writes the functions for one dtype and one form of weights.
 
-    * ``multiply(weight, bias, input, output, scratch, I, O, N)``: a product ``[N, I]`` to ``[N, O]``. Scratch:
+    * ``multiply(weight, scales, bias, input, output, scratch, I, O, N)``: a product ``[N, I]`` to ``[N, O]``. Scratch:
       ``R (I + O)``, where R is the number of rows in the function's name, and N is at most that.
     * ``enter(table, hidden, cos, sin, output, scratch, N)``: norm, queries, keys and values side by side ``[N, O]``,
       norms of heads, and their rotation by tables ``[N, W]``. Scratch: ``R (D + O)``.
@@ -54,20 +57,20 @@ class Writer(VectorCode):
     Arguments are 64-bit integers, addresses most of them; scratch is of 32-bit floats.
 
     Args:
-        dtype: Of weights, inputs and outputs.
+        dtype: Of inputs, outputs, norms and biases, and of weights as they are.
+        form: How weights are stored; see :class:`corolla.machine.products.ProductCode`.
         registers: How many vectors of 16 floats, or half as many, the processor holds.
     """
 
-    def __init__(self, dtype: str, *, registers: int) -> None:
-        super().__init__(dtype)
-        self._registers = registers
+    def __init__(self, dtype: str, form: Form, *, registers: int) -> None:
+        super().__init__(dtype, form, registers=registers)
         self._norm = self.write("norm", 5, self._write_norm)
         self._turn = self.write("turn", 7, self._write_turn)
-        self._products = {rows: self.write(f"product_{rows}", 6, self._write_product, rows) for rows in ROWS}
+        self._products = {rows: self.write(f"product_{rows}", 7, self.write_product, rows) for rows in ROWS}
 
     def write_products(self) -> dict[str, int]:
         """Write ``multiply``, and say how many arguments each function takes."""
-        return self._write_for_rows({"multiply": (8, self._write_multiply)})
+        return self._write_for_rows({"multiply": (9, self._write_multiply)})
 
     def write_blocks(self) -> dict[str, int]:
         """Write ``enter``, ``leave`` and ``attend``, and say how many arguments each function takes."""
@@ -84,12 +87,12 @@ class Writer(VectorCode):
         return counts
 
     def _write_multiply(self, arguments: Sequence[ir.Value], rows: int) -> None:
-        weight, bias, numbers, output, scratch, inputs, outputs, count = arguments
+        weight, scales, bias, numbers, output, scratch, inputs, outputs, count = arguments
         code = self.code
         sums = self.after(scratch, code.mul(inputs, size(rows)))
         self.widen(numbers, scratch, code.mul(inputs, count))
         self.begin(sums, bias, outputs, outputs, rows)
-        code.call(self._products[rows], [weight, scratch, sums, inputs, outputs, outputs])
+        code.call(self._products[rows], [weight, scales, scratch, sums, inputs, outputs, outputs])
         self.narrow(sums, output, code.mul(outputs, count))
 
     def _write_enter(self, arguments: Sequence[ir.Value], rows: int) -> None:
@@ -103,10 +106,11 @@ class Writer(VectorCode):
             place = self.after(scratch, code.mul(row, width))
             code.call(self._norm, [place, entry["norm"], place, width, eps])
         place = sums
-        for name in ("query", "key", "value"):
+        weight = {name: (entry[name], entry[f"{name}_scales"]) for name in ("query", "key", "value")}
+        for name in weight:
             outputs = entry[f"{name}_width"]
             self.begin(place, entry[f"{name}_bias"], outputs, total, rows)
-            code.call(self._products[rows], [entry[name], scratch, place, width, outputs, total])
+            code.call(self._products[rows], [*weight[name], scratch, place, width, outputs, total])
             place = self.after(place, outputs)
         with self.loop(count) as row:
             offset = code.mul(row, head_width)
@@ -123,6 +127,7 @@ class Writer(VectorCode):
         code, entry = self.code, self.entries(table, LEAVE)
         width, inner, attended_width = entry["width"], entry["inner_width"], entry["attended_width"]
         product = self._products[rows]
+        weight = {name: (entry[name], entry[f"{name}_scales"]) for name in ("output", "gate", "up", "down")}
         sums = self.after(scratch, code.mul(attended_width, size(rows)))
         normed = self.after(sums, code.mul(width, size(rows)))
         gate = self.after(normed, code.mul(width, size(rows)))
@@ -130,20 +135,20 @@ class Writer(VectorCode):
         self.widen(attended, scratch, code.mul(attended_width, count))
         self.widen(hidden, sums, code.mul(width, count))
         self.add(sums, entry["output_bias"], width, rows)
-        code.call(product, [entry["output"], scratch, sums, attended_width, width, width])
+        code.call(product, [*weight["output"], scratch, sums, attended_width, width, width])
         with self.loop(count) as row:
             offset = code.mul(row, width)
             places = self.after(sums, offset), self.after(normed, offset)
             code.call(self._norm, [places[0], entry["norm"], places[1], width, entry["eps"]])
         for name, place in (("gate", gate), ("up", up)):
             self.begin(place, entry[f"{name}_bias"], inner, inner, rows)
-            code.call(product, [entry[name], normed, place, width, inner, inner])
+            code.call(product, [*weight[name], normed, place, width, inner, inner])
         with self.loop(code.mul(inner, count), LANES) as index:
             place = self.after(gate, index)
             gated = code.fmul(self.silu(self.load(place)), self.load(self.after(up, index)))
             self.store(gated, place)
         self.add(sums, entry["down_bias"], width, rows)
-        code.call(product, [entry["down"], gate, sums, inner, width, width])
+        code.call(product, [*weight["down"], gate, sums, inner, width, width])
         self.narrow(sums, output, code.mul(width, count))
 
     def _write_attend(self, arguments: Sequence[ir.Value]) -> None:
@@ -211,41 +216,6 @@ class Writer(VectorCode):
         with self.loop(count, LANES) as index:
             place = self.after(scores, index)
             self.store(code.fmul(self.load(place), share), place)
-
-    def _write_product(self, arguments: Sequence[ir.Value], rows: int) -> None:
-        """Add to sums ``[N, stride]`` the products of a weight ``[O, I]`` and numbers ``[N, I]``."""
-        *_, outputs, _ = arguments
-        at_once = max(1, min(4, self._registers // 2 // rows))
-        whole = self.code.and_(outputs, size(-at_once))
-        self._write_sums(arguments, rows, at_once, (size(0), whole))
-        if at_once > 1:
-            self._write_sums(arguments, rows, 1, (whole, outputs))
-
-    def _write_sums(
-        self, arguments: Sequence[ir.Value], rows: int, at_once: int, reach: tuple[ir.Value, ir.Value]
-    ) -> None:
-        weight, numbers, sums, inputs, _, stride = arguments
-        code = self.code
-        starts = [self.after(numbers, code.mul(inputs, size(row))) for row in range(rows)]
-        with self.loop(reach[1], at_once, start=reach[0]) as output:
-            lines = [
-                self.after(weight, code.mul(code.add(output, size(line)), inputs), self.stored)
-                for line in range(at_once)
-            ]
-            ahead = code.mul(inputs, size(at_once))
-            found = [[self.variable(zeros()) for _ in range(rows)] for _ in range(at_once)]
-            with self.loop(inputs, LANES) as index:
-                numbers_N = [self.load(self.after(start, index)) for start in starts]
-                for line, line_found in zip(lines, found, strict=True):
-                    self.prefetch(self.after(line, code.add(index, ahead), self.stored))
-                    weights = self.load(self.after(line, index, self.stored), self.stored)
-                    for number, one in zip(numbers_N, line_found, strict=True):
-                        code.store(code.call(self.multiply_add, [weights, number, code.load(one)]), one)
-            for line, line_found in enumerate(found):
-                for row, one in enumerate(line_found):
-                    place = self.after(sums, code.add(code.mul(stride, size(row)), code.add(output, size(line))))
-                    pointer = code.inttoptr(place, ir.PointerType(FLOAT))
-                    code.store(self.sum_of(code.load(one), code.load(pointer)), pointer)
 
     def _write_norm(self, arguments: Sequence[ir.Value]) -> None:
         """Divide numbers by the root of their mean square, and multiply them with weights."""

@@ -1,5 +1,7 @@
 """A decode step in machine code: the numbers of transformers' own blocks up to rounding, whatever rows it has."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen3Config
@@ -8,11 +10,14 @@ from corolla.blocks import PackedRow
 from corolla.blocks.architecture import model_class
 from corolla.blocks.fused import FusedBlock
 from corolla.blocks.lean import LeanBlock
+from corolla.blocks.products import FrozenLayer
+from corolla.blocks.quantized import quantize
 from corolla.blocks.selftest import split_model
 from corolla.cache import RowKV
 from corolla.terms import Span
 
 pytest.importorskip("llvmlite", reason="machine code is made by llvmlite, which is not installed")
+from corolla.machine.kernels import chooses_among_16
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16, "num_hidden_layers": 3}
 CONFIGS = {
@@ -35,23 +40,43 @@ def one_thread():
     torch.set_num_threads(usual)
 
 
-def span_of(config, dtype=torch.float32):
+def model_of(config):
+    """A model whose numbers are the same in bfloat16."""
     torch.manual_seed(3)
     model = model_class(config)(config)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases start out as ones and zeros, which would hide mistakes
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    model = model.to(torch.bfloat16).to(dtype).eval()  # the same numbers in both dtypes
-    (span,) = split_model(model, [Span(0, 3)], is_packable=True, is_lean=True)
+    return model.bfloat16().float().eval()
+
+
+def span_of(config, dtype=torch.float32):
+    (span,) = split_model(model_of(config).to(dtype), [Span(0, 3)], is_packable=True, is_lean=True)
     return span
 
 
-def decode(config, rows, dtype=torch.float32, *, is_shared=False):
-    """Send prompts, then single tokens of all rows at once; return how far they come from the exact path at most.
+def rounded_spans(quantization):
+    """A span whose weights are rounded, and one whose weights are what they became, in float32."""
+    model = model_of(LlamaConfig(**SIZES | {"intermediate_size": 128}, num_key_value_heads=2))
+    (span,) = split_model(copy.deepcopy(model).bfloat16(), [Span(0, 3)], is_packable=True)
+    (exact,) = split_model(model, [Span(0, 3)], is_packable=True)
+    for block, dense in zip(span.blocks, exact.blocks, strict=True):
+        quantize(block, quantization)
+        for name, layer in block.named_modules():
+            if isinstance(layer, FrozenLayer):
+                dense.get_submodule(name).weight.data = layer.dense().float()
+    span.make_lean()
+    return span, exact
 
-    Whatever the dtype, that is computed in float32.
-    """
-    span, exact = span_of(config, dtype), span_of(config)
+
+def decode(config, rows, dtype=torch.float32, *, is_shared=False):
+    """Decode with a span in one dtype, and compare with the same in float32; see :func:`distance`."""
+    return distance(span_of(config, dtype), span_of(config), rows, is_shared=is_shared)
+
+
+def distance(span, exact, rows, *, is_shared=False):
+    """Send prompts, then single tokens of all rows at once; return how far they come from the exact path at most."""
+    dtype = span.dtype
     sequences = [torch.randn(count + STEPS, 64).bfloat16().to(dtype) for count in PROMPTS[:rows]]
     stores, lengths, worst = [], list(PROMPTS[:rows]), 0.0
     with torch.inference_mode():
@@ -79,6 +104,16 @@ def decode(config, rows, dtype=torch.float32, *, is_shared=False):
 def test_single_tokens_of_many_rows_give_what_transformers_gives(name, dtype, rows):
     assert {type(block) for block in span_of(CONFIGS[name], dtype)._lean} == {FusedBlock}
     assert decode(CONFIGS[name], rows, dtype) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_rounded_weights_give_what_their_numbers_give(quantization, rows):
+    if quantization == "nf4" and not chooses_among_16():
+        pytest.skip("this processor does not choose among 16 floats at once")
+    span, exact = rounded_spans(quantization)
+    assert {type(block) for block in span._lean} == {FusedBlock}
+    assert distance(span, exact, rows) <= TOLERANCE[torch.bfloat16]
 
 
 def test_rows_that_begin_with_keys_and_values_of_others_give_it_as_well():
