@@ -24,7 +24,7 @@ these are tested with every change.
 * **packed**: tokens of many sessions run in one batch, and keys and values live in pages. Where not, each session of a
   server keeps the family's own cache, and runs alone.
 * **lean**: the commonest kind of block, RMS norms, rotary attention and a gated MLP, has a decode step of its own with
-  fewer operations and faster kernels, and on a CPU with one thread in machine code of its own
+  fewer operations and faster kernels, and on a CPU in machine code of its own
   ([performance.md](performance.md#where-a-decode-step-goes)).
 * **rewind**: a session can be taken back to an earlier position. Where not, it is started anew from the log of what was
   sent.

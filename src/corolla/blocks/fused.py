@@ -1,4 +1,4 @@
-"""A decode step in three calls of machine code a block, for lean blocks on a CPU with one thread.
+"""A decode step in three calls of machine code a block, for lean blocks on a CPU.
 
 Knows blocks, rows and tensors; the code itself is made in ``machine/kernels.py``. For many tokens, and for those to
 whose layers something is added, the lean block goes on alone.
@@ -47,12 +47,13 @@ class Scratch:
         from corolla.machine.kernels import kernel  # only where has_kernels holds
         from corolla.machine.writer import ROWS
 
-        name = KERNEL_DTYPES[dtype]
+        name, threads = KERNEL_DTYPES[dtype], torch.get_num_threads()
         self.rows = ROWS
         self.codes: dict[str, dict[int, Kernel]] = {
-            function: {rows: kernel(name, function, rows, form) for rows in ROWS} for function in ("enter", "leave")
+            function: {rows: kernel(name, function, rows, form, threads) for rows in ROWS}
+            for function in ("enter", "leave")
         }
-        self._attend = kernel(name, "attend", 1, form)
+        self._attend = kernel(name, "attend", 1, form, threads)
         self._floats = torch.zeros(0)
 
     def take(self, floats: int) -> int:

@@ -1,7 +1,7 @@
 """Products of a few tokens with frozen weights, each by the kernel that is fastest for it.
 
 A decode step multiplies one token, or one of each session, with every weight of a span; its speed is that of reading
-them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``). For one thread there is
+them. torch's own products of so few rows stay far below that on a CPU (``bench/products.py``). There is
 machine code of our own (``machine/kernels.py``), if llvmlite is installed; otherwise weights are brought into the order
 of oneDNN, which is faster for any number of rows. Knows weights and rows; not what they are for.
 """
@@ -13,7 +13,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psutil
@@ -44,6 +46,7 @@ Product = Callable[[Tensor], Tensor]
 KERNEL_DTYPES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """What there is machine code for, and its name there."""
 
+_RUNTIMES: Final = ("libgomp*", "libomp*", "libiomp*")
 _ROOMY: Final = 8
 """A head keeps a second copy of its weight where so many would fit into free memory."""
 _ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
@@ -191,9 +194,18 @@ def product_with(layer: nn.Module) -> Product:
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
-    """Say whether there is machine code for a dtype: on a CPU, for one thread, where llvmlite is installed."""
-    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return is_alone and dtype in KERNEL_DTYPES and find_spec("llvmlite") is not None
+    """Say whether there is machine code for a dtype and the present number of threads: on a CPU, with llvmlite."""
+    is_known = device.type == "cpu" and dtype in KERNEL_DTYPES and find_spec("llvmlite") is not None
+    return is_known and (torch.get_num_threads() == 1 or _can_share_work())
+
+
+@cache
+def _can_share_work() -> bool:
+    """Say whether torch's own threads can be had, from the OpenMP runtime that it brings."""
+    from corolla.machine.kernels import find_threads  # llvmlite may be missing
+
+    libraries = Path(torch.__file__).parent / "lib"
+    return find_threads(path for name in _RUNTIMES for path in libraries.glob(name))
 
 
 def order(layer: nn.Linear) -> nn.Module:
@@ -322,7 +334,9 @@ def _kernel_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     from corolla.machine.writer import ROWS
 
     outputs, inputs = weight_OI.shape
-    codes = {rows: kernel(KERNEL_DTYPES[weight_OI.dtype], "multiply", rows) for rows in ROWS}
+    codes = {
+        rows: kernel(KERNEL_DTYPES[weight_OI.dtype], "multiply", rows, threads=torch.get_num_threads()) for rows in ROWS
+    }
 
     def multiply(input_NI: Tensor) -> Tensor:
         count = len(input_NI)

@@ -15,16 +15,17 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import llvmlite.binding as llvm
 
-if TYPE_CHECKING:
-    from corolla.machine.products import Form
+from corolla.machine.products import THREADING, Form
+from corolla.machine.writer import Writer
 
-__all__ = ["GROUPS", "Kernel", "chooses_among_16", "kernel", "make_code"]
+__all__ = ["GROUPS", "Kernel", "chooses_among_16", "find_threads", "kernel", "make_code"]
 
 Kernel = Callable[..., None]
 """A function of addresses and sizes."""
@@ -36,7 +37,7 @@ _MAKING = threading.Lock()
 _MAKING_S: Final = 60.0
 
 
-def kernel(dtype: str, name: str, rows: int, form: "Form" = "plain") -> Kernel:
+def kernel(dtype: str, name: str, rows: int, form: Form = "plain", threads: int = 1) -> Kernel:
     """Look up a function; the first of its group takes a second or two, in which all of them are made. Blocks.
 
     Args:
@@ -44,14 +45,15 @@ def kernel(dtype: str, name: str, rows: int, form: "Form" = "plain") -> Kernel:
         name: ``"multiply"``, ``"enter"``, ``"leave"`` or ``"attend"``; see :class:`corolla.machine.writer.Writer`.
         rows: One of :data:`corolla.machine.writer.ROWS`; 1 for ``"attend"``.
         form: How weights are stored; see :class:`corolla.machine.products.ProductCode`.
+        threads: How many threads compute a product; more than one only after :func:`find_threads`.
     """
     with _MAKING:
-        return _library(dtype, GROUPS[name], form)[f"{name}_{rows}"]
+        return _library(dtype, GROUPS[name], form, threads)[f"{name}_{rows}"]
 
 
 @cache
-def _library(dtype: str, group: str, form: "Form") -> dict[str, Kernel]:
-    counts, code = _have_made(dtype, group, form)
+def _library(dtype: str, group: str, form: Form, threads: int) -> dict[str, Kernel]:
+    counts, code = _have_made(dtype, group, form, threads)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -64,31 +66,30 @@ def _library(dtype: str, group: str, form: "Form") -> dict[str, Kernel]:
     return library
 
 
-def _have_made(dtype: str, group: str, form: "Form") -> tuple[dict[str, int], bytes]:
-    command = [sys.executable, "-m", "corolla.machine", dtype, group, form]
+def _have_made(dtype: str, group: str, form: Form, threads: int) -> tuple[dict[str, int], bytes]:
+    command = [sys.executable, "-m", "corolla.machine", dtype, group, form, str(threads)]
     try:
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_MAKING_S)
     except (OSError, subprocess.SubprocessError):  # where no process may be started
-        return make_code(dtype, group, form)
+        return make_code(dtype, group, form, threads)
     counts, _, code = made.stdout.partition(b"\n")
     return json.loads(counts), code
 
 
-def make_code(dtype: str, group: str, form: "Form") -> tuple[dict[str, int], bytes]:
+def make_code(dtype: str, group: str, form: Form, threads: int) -> tuple[dict[str, int], bytes]:
     """Make the functions of a group.
 
     Args:
         dtype: See :func:`kernel`.
         group: One of the values of :data:`GROUPS`.
         form: See :func:`kernel`.
+        threads: Likewise.
 
     Returns:
         How many arguments each function takes, and an object file for this processor.
     """
-    from corolla.machine.writer import Writer  # needs more of llvmlite than what loads its code
-
     machine = _machine()
-    writer = Writer(dtype, form, registers=32 if chooses_among_16() else 16)
+    writer = Writer(dtype, form, threads=threads, registers=32 if chooses_among_16() else 16)
     counts = writer.write_products() if group == "products" else writer.write_blocks()
     writer.module.triple = llvm.get_default_triple()
     module = llvm.parse_assembly(str(writer.module))
@@ -96,6 +97,21 @@ def make_code(dtype: str, group: str, form: "Form") -> tuple[dict[str, int], byt
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(module, passes)
     return counts, bytes(machine.emit_object(module))
+
+
+def find_threads(libraries: Iterable[Path]) -> bool:
+    """Look for what shares work among threads; say whether it is there.
+
+    Args:
+        libraries: Where it may be.
+    """
+    for path in libraries:
+        library = ctypes.CDLL(str(path))
+        if all(hasattr(library, name) for name in THREADING):
+            for name in THREADING:
+                llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+            return True
+    return False
 
 
 def chooses_among_16() -> bool:

@@ -10,13 +10,18 @@ from typing import Final, Literal
 
 from llvmlite import ir
 
-from corolla.machine.vectors import FLOAT, INT, LANES, VectorCode, size, zeros
+from corolla.machine.vectors import FLOAT, INT, LANES, SIZE, VectorCode, size, zeros
 
-__all__ = ["Form", "ProductCode"]
+__all__ = ["THREADING", "Form", "ProductCode"]
 
 Form = Literal["plain", "int8", "nf4"]
 """How weights are stored; see :class:`ProductCode`."""
 
+THREADING: Final = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+"""What hands out work, which thread one is, and of how many: they may be fewer than were asked for."""
+
+_ARGUMENTS: Final = 7
+_PIECE: Final = 32
 _BYTE: Final = ir.IntType(8)
 _GROUP: Final = 64
 _NF4: Final = (
@@ -37,37 +42,79 @@ class ProductCode(VectorCode):
       outputs in its low half, and the number in the same place of the last 16 in its high half. Only for processors
       that choose among 16 floats at once.
 
+    Several threads, those of torch, share the outputs of a product among themselves: GCC's OpenMP runtime, or another
+    that has its functions, hands out the work.
+
     Args:
         dtype: Of what is stored, weights that are rounded excepted.
         form: How weights are stored.
+        threads: How many threads compute.
         registers: How many vectors of 16 floats, or half as many, the processor holds.
     """
 
-    def __init__(self, dtype: str, form: Form, *, registers: int) -> None:
+    def __init__(self, dtype: str, form: Form, *, threads: int, registers: int) -> None:
         super().__init__(dtype)
-        self._registers = registers
+        self._registers, self._threads = registers, threads
+        if threads > 1:
+            pointer, integer = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+            part = ir.PointerType(ir.FunctionType(ir.VoidType(), [pointer]))
+            self._share = self.declare(THREADING[0], ir.VoidType(), [part, pointer, integer, integer])
+            self._place, self._count = (self.declare(name, integer, []) for name in THREADING[1:])
         self._form = form
         self._weight = _BYTE if form == "int8" else self.stored
         wide, integers = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
         if form == "nf4":
             self._choose = self.declare("llvm.x86.avx512.permvar.sf.512", wide, [wide, integers])
 
-    def write_product(self, arguments: Sequence[ir.Value], rows: int) -> None:
-        """Add to sums ``[N, stride]`` the products of a weight and numbers ``[N, I]``.
+    def write_product(self, rows: int) -> ir.Function:
+        """Write a function that adds to sums ``[N, stride]`` the products of a weight and numbers ``[N, I]``.
+
+        Its arguments are the addresses of the weight, its scales, the numbers and the sums; then I, O and the stride.
 
         Args:
-            arguments: The addresses of the weight, its scales, the numbers and the sums; I, O and the stride.
             rows: N.
         """
+        if self._threads == 1:
+            return self.write(f"product_{rows}", _ARGUMENTS, self._write_whole, rows)
+        part = self.write(f"part_{rows}", 1, self._write_part, rows)
+        return self.write(f"product_{rows}", _ARGUMENTS, self._write_shared, part)
+
+    def _write_whole(self, arguments: Sequence[ir.Value], rows: int) -> None:
+        self._write_outputs(arguments, rows, (size(0), arguments[5]))
+
+    def _write_shared(self, arguments: Sequence[ir.Value], part: ir.Function) -> None:
+        """Have all threads do their parts."""
+        code = self.code
+        given = code.alloca(ir.ArrayType(SIZE, _ARGUMENTS))
+        for place, argument in enumerate(arguments):
+            code.store(argument, code.gep(given, [size(0), size(place)]))
+        pointers = [
+            code.bitcast(value, kind.type) for value, kind in zip((part, given), self._share.args, strict=False)
+        ]
+        code.call(self._share, [*pointers, ir.Constant(INT, self._threads), ir.Constant(INT, 0)])
+
+    def _write_part(self, given: Sequence[ir.Value], rows: int) -> None:
+        """Do what falls to one thread: an even share of the outputs, in pieces of 32."""
+        code = self.code
+        arguments = list(self.entries(given[0], [str(place) for place in range(_ARGUMENTS)]).values())
         outputs = arguments[5]
+        number, count = (code.zext(code.call(function, []), SIZE) for function in (self._place, self._count))
+        pieces = code.udiv(code.add(outputs, size(_PIECE - 1)), size(_PIECE))
+        share = code.mul(code.udiv(code.sub(code.add(pieces, count), size(1)), count), size(_PIECE))
+        reach = [code.mul(share, one) for one in (number, code.add(number, size(1)))]
+        start, stop = (code.select(code.icmp_unsigned("<", one, outputs), one, outputs) for one in reach)
+        self._write_outputs(arguments, rows, (start, stop))
+
+    def _write_outputs(self, arguments: Sequence[ir.Value], rows: int, reach: tuple[ir.Value, ir.Value]) -> None:
         if self._form == "nf4":
-            self._write_groups(arguments, rows)
+            self._write_groups(arguments, rows, reach)
             return
+        start, stop = reach
         at_once = max(1, min(4, self._registers // 2 // rows))
-        whole = self.code.and_(outputs, size(-at_once))
-        self._write_lines(arguments, rows, at_once, (size(0), whole))
+        whole = self.code.add(start, self.code.and_(self.code.sub(stop, start), size(-at_once)))
+        self._write_lines(arguments, rows, at_once, (start, whole))
         if at_once > 1:
-            self._write_lines(arguments, rows, 1, (whole, outputs))
+            self._write_lines(arguments, rows, 1, (whole, stop))
 
     def _write_lines(
         self, arguments: Sequence[ir.Value], rows: int, at_once: int, reach: tuple[ir.Value, ir.Value]
@@ -100,13 +147,13 @@ class ProductCode(VectorCode):
                     pointer = code.inttoptr(address, ir.PointerType(FLOAT))
                     code.store(code.fadd(total, code.load(pointer)), pointer)
 
-    def _write_groups(self, arguments: Sequence[ir.Value], rows: int) -> None:
+    def _write_groups(self, arguments: Sequence[ir.Value], rows: int, reach: tuple[ir.Value, ir.Value]) -> None:
         """Go through 32 outputs at once, and through 64 inputs before they are scaled."""
         weight, scales, numbers, sums, inputs, outputs, stride = arguments
         code, both = self.code, 2 * LANES
         levels = ir.Constant(ir.VectorType(FLOAT, LANES), list(_NF4))
         starts = [self.after(numbers, code.mul(inputs, size(row))) for row in range(rows)]
-        with self.loop(outputs, both) as output:
+        with self.loop(reach[1], both, start=reach[0]) as output:
             packed = code.add(weight, code.lshr(code.mul(output, inputs), size(1)))
             found = [[self.variable(zeros()) for _ in range(rows)] for _ in range(2)]
             with self.loop(inputs, _GROUP) as group:

@@ -7,16 +7,16 @@ heads or blocks.
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from llvmlite import ir
 
-__all__ = ["FLOAT", "INT", "LANES", "VectorCode", "constant", "size", "zeros"]
+__all__ = ["FLOAT", "INT", "LANES", "SIZE", "VectorCode", "constant", "size", "zeros"]
 
 LANES: Final = 16
 """All widths are multiples of so many."""
 
-FLOAT, INT, _SIZE = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, INT, SIZE = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _STORED: Final = {"float32": FLOAT, "bfloat16": ir.IntType(16)}
 _BYTE: Final = ir.IntType(8)
 _BYTES: Final = {str(FLOAT): 4, str(_STORED["bfloat16"]): 2, str(_BYTE): 1}
@@ -58,10 +58,10 @@ class VectorCode:
         return ir.Function(self.module, ir.FunctionType(returned, arguments), name=name)
 
     def write(
-        self, name: str, count: int, write: Callable[..., None], *further: int, is_public: bool = False
+        self, name: str, count: int, write: Callable[..., None], *further: Any, is_public: bool = False
     ) -> ir.Value:
         """Write a function of so many integers; ``write`` is given these, and what goes further to it."""
-        function = self.declare(name, ir.VoidType(), [_SIZE] * count)
+        function = self.declare(name, ir.VoidType(), [SIZE] * count)
         function.linkage = "external" if is_public else "internal"
         self.code = ir.IRBuilder(function.append_basic_block("entry"))
         write(function.args, *further)
@@ -76,7 +76,7 @@ class VectorCode:
         head, body, after = (code.append_basic_block(name) for name in ("head", "body", "after"))
         code.branch(head)
         code.position_at_end(head)
-        index = code.phi(_SIZE)
+        index = code.phi(SIZE)
         index.add_incoming(start, before)
         code.cbranch(code.icmp_signed("<", index, stop), body, after)
         code.position_at_end(body)
@@ -94,7 +94,7 @@ class VectorCode:
 
     def entries(self, table: ir.Value, names: Sequence[str]) -> dict[str, ir.Value]:
         """Read integers that lie one after the other, by their names."""
-        pointer = self.code.inttoptr(table, ir.PointerType(_SIZE))
+        pointer = self.code.inttoptr(table, ir.PointerType(SIZE))
         return {name: self.code.load(self.code.gep(pointer, [size(place)])) for place, name in enumerate(names)}
 
     def after(self, address: ir.Value, count: ir.Value, kind: ir.Type = FLOAT) -> ir.Value:
@@ -213,7 +213,7 @@ class VectorCode:
 
 def size(number: int) -> ir.Value:
     """An integer that is known now."""
-    return ir.Constant(_SIZE, number)
+    return ir.Constant(SIZE, number)
 
 
 def _floats() -> ir.Type:

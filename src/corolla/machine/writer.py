@@ -59,14 +59,15 @@ class Writer(ProductCode):
     Args:
         dtype: Of inputs, outputs, norms and biases, and of weights as they are.
         form: How weights are stored; see :class:`corolla.machine.products.ProductCode`.
+        threads: How many threads compute a product.
         registers: How many vectors of 16 floats, or half as many, the processor holds.
     """
 
-    def __init__(self, dtype: str, form: Form, *, registers: int) -> None:
-        super().__init__(dtype, form, registers=registers)
+    def __init__(self, dtype: str, form: Form, *, threads: int, registers: int) -> None:
+        super().__init__(dtype, form, threads=threads, registers=registers)
         self._norm = self.write("norm", 5, self._write_norm)
         self._turn = self.write("turn", 7, self._write_turn)
-        self._products = {rows: self.write(f"product_{rows}", 7, self.write_product, rows) for rows in ROWS}
+        self._products = {rows: self.write_product(rows) for rows in ROWS}
 
     def write_products(self) -> dict[str, int]:
         """Write ``multiply``, and say how many arguments each function takes."""

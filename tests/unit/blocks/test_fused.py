@@ -10,7 +10,7 @@ from corolla.blocks import PackedRow
 from corolla.blocks.architecture import model_class
 from corolla.blocks.fused import FusedBlock
 from corolla.blocks.lean import LeanBlock
-from corolla.blocks.products import FrozenLayer
+from corolla.blocks.products import FrozenLayer, has_kernels
 from corolla.blocks.quantized import quantize
 from corolla.blocks.selftest import split_model
 from corolla.cache import RowKV
@@ -32,10 +32,12 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-6}
 """Relative to the largest number."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
+@pytest.fixture(autouse=True, params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
     usual = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(request.param)
+    if not has_kernels(torch.float32, torch.device("cpu")):
+        pytest.skip("torch has no OpenMP runtime here whose threads could be shared")
     yield
     torch.set_num_threads(usual)
 
@@ -98,7 +100,7 @@ def distance(span, exact, rows, *, is_shared=False):
     return worst
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_single_tokens_of_many_rows_give_what_transformers_gives(name, dtype, rows):
@@ -146,8 +148,3 @@ def test_what_there_is_no_code_for_runs_through_lean_blocks(change):
     config = LlamaConfig(**{**SIZES, **change})
     assert {type(block) for block in span_of(config)._lean} == {LeanBlock}
     assert decode(config, 2) <= TOLERANCE[torch.float32]
-
-
-def test_with_several_threads_torch_computes():
-    torch.set_num_threads(2)
-    assert {type(block) for block in span_of(CONFIGS["llama"])._lean} == {LeanBlock}
