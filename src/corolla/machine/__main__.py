@@ -6,6 +6,5 @@ import sys
 from corolla.machine.kernels import make_code
 
 if __name__ == "__main__":
-    dtype, group, form, threads = sys.argv[1:]
-    counts, code = make_code(dtype, group, form, int(threads))  # type: ignore[arg-type]  # it is kernels.py that calls
+    counts, code = make_code(*sys.argv[1:])
     sys.stdout.buffer.write(json.dumps(counts).encode() + b"\n" + code)

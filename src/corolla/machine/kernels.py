@@ -10,13 +10,17 @@ A process of its own makes the code (``python -m corolla.machine``), since LLVM 
 Knows functions, whose arguments are addresses and sizes, all of them plain integers; not tensors, blocks or sessions.
 """
 
+import contextlib
 import ctypes
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,12 +37,13 @@ Kernel = Callable[..., None]
 GROUPS: Final = {"multiply": "products", "enter": "blocks", "leave": "blocks", "attend": "blocks"}
 """What is made together, for each function: a client needs products alone."""
 
+_CODE: Final = Path(__file__).parent / "__pycache__"
 _MAKING = threading.Lock()
 _MAKING_S: Final = 60.0
 
 
 def kernel(dtype: str, name: str, rows: int, form: Form = "plain", threads: int = 1) -> Kernel:
-    """Look up a function; the first of its group takes a second or two, in which all of them are made. Blocks.
+    """Look up a function; the first of its group takes a second or two on a new machine, in which all are made. Blocks.
 
     Args:
         dtype: Of the weights and of what comes and goes: ``"float32"`` or ``"bfloat16"``.
@@ -53,7 +58,7 @@ def kernel(dtype: str, name: str, rows: int, form: Form = "plain", threads: int 
 
 @cache
 def _library(dtype: str, group: str, form: Form, threads: int) -> dict[str, Kernel]:
-    counts, code = _have_made(dtype, group, form, threads)
+    counts, code = _find_or_make(dtype, group, form, str(threads))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -66,30 +71,54 @@ def _library(dtype: str, group: str, form: Form, threads: int) -> dict[str, Kern
     return library
 
 
-def _have_made(dtype: str, group: str, form: Form, threads: int) -> tuple[dict[str, int], bytes]:
-    command = [sys.executable, "-m", "corolla.machine", dtype, group, form, str(threads)]
+def _find_or_make(*what: str) -> tuple[dict[str, int], bytes]:
+    """Read code that was made before, or have it made and keep it: beside Python's own, which is trusted alike."""
+    path = _CODE / f"{'.'.join(what)}.{_key()}.o"
+    with contextlib.suppress(OSError):
+        return _parsed(path.read_bytes())
+    command = [sys.executable, "-m", "corolla.machine", *what]
     try:
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_MAKING_S)
     except (OSError, subprocess.SubprocessError):  # where no process may be started
-        return make_code(dtype, group, form, threads)
-    counts, _, code = made.stdout.partition(b"\n")
+        return make_code(*what)
+    with contextlib.suppress(OSError):  # where nothing may be written
+        _CODE.mkdir(exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(made.stdout)
+        draft.replace(path)
+    return _parsed(made.stdout)
+
+
+def _parsed(made: bytes) -> tuple[dict[str, int], bytes]:
+    counts, _, code = made.partition(b"\n")
     return json.loads(counts), code
 
 
-def make_code(dtype: str, group: str, form: Form, threads: int) -> tuple[dict[str, int], bytes]:
+@cache
+def _key() -> str:
+    """Name all that decides what the code is: how it is written, by which LLVM, for which processor."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    digest.update(repr((version("llvmlite"), llvm.get_default_triple(), processor)).encode())
+    return digest.hexdigest()[:16]
+
+
+def make_code(dtype: str, group: str, form: str, threads: str) -> tuple[dict[str, int], bytes]:
     """Make the functions of a group.
 
     Args:
         dtype: See :func:`kernel`.
         group: One of the values of :data:`GROUPS`.
         form: See :func:`kernel`.
-        threads: Likewise.
+        threads: Likewise, as a number in words of a command line.
 
     Returns:
         How many arguments each function takes, and an object file for this processor.
     """
     machine = _machine()
-    writer = Writer(dtype, form, threads=threads, registers=32 if chooses_among_16() else 16)
+    writer = Writer(dtype, form, threads=int(threads), registers=32 if chooses_among_16() else 16)
     counts = writer.write_products() if group == "products" else writer.write_blocks()
     writer.module.triple = llvm.get_default_triple()
     module = llvm.parse_assembly(str(writer.module))

@@ -52,7 +52,7 @@ class ProductCode(VectorCode):
         registers: How many vectors of 16 floats, or half as many, the processor holds.
     """
 
-    def __init__(self, dtype: str, form: Form, *, threads: int, registers: int) -> None:
+    def __init__(self, dtype: str, form: str, *, threads: int, registers: int) -> None:
         super().__init__(dtype)
         self._registers, self._threads = registers, threads
         if threads > 1:

@@ -11,7 +11,7 @@ from typing import Final
 
 from llvmlite import ir
 
-from corolla.machine.products import Form, ProductCode
+from corolla.machine.products import ProductCode
 from corolla.machine.vectors import FLOAT, INT, LANES, constant, size, zeros
 
 __all__ = ["ATTEND", "ENTER", "LEAVE", "ROWS", "Writer"]
@@ -63,7 +63,7 @@ class Writer(ProductCode):
         registers: How many vectors of 16 floats, or half as many, the processor holds.
     """
 
-    def __init__(self, dtype: str, form: Form, *, threads: int, registers: int) -> None:
+    def __init__(self, dtype: str, form: str, *, threads: int, registers: int) -> None:
         super().__init__(dtype, form, threads=threads, registers=registers)
         self._norm = self.write("norm", 5, self._write_norm)
         self._turn = self.write("turn", 7, self._write_turn)
