@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from corolla.blocks.products import FrozenLayer, Ordered, StoredWeight
+from corolla.blocks.reordering import KERNEL_ROWS, reorder, undo_reorder
 from corolla.errors import UnsupportedModel
 from corolla.terms import Precision
 
@@ -57,7 +58,6 @@ _LINE_BYTES: Final = 64
 
 _EXPERT_WEIGHTS: Final = ("gate_up_proj", "up_proj", "down_proj")
 _GROUP: Final = 64
-_KERNEL_ROWS: Final = 32  # the output rows that bitsandbytes' CPU kernel takes at once
 
 
 def quantize(block: nn.Module, quantization: Quantization, stored: Tensors | None = None) -> None:
@@ -158,7 +158,7 @@ def saved_bytes(block: nn.Module, dtype: torch.dtype | Quantization) -> int:
 
 
 def _is_quantizable(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    return type(layer) is nn.Linear and layer.in_features % _GROUP == 0 and layer.out_features >= _KERNEL_ROWS
+    return type(layer) is nn.Linear and layer.in_features % _GROUP == 0 and layer.out_features >= KERNEL_ROWS
 
 
 def _experts_of(part: nn.Module) -> "dict[str, Sequence[nn.Linear | _Hollow]]":
@@ -335,14 +335,14 @@ class Nf4Layer(FrozenLayer):
         scales = state.absmax.to(torch.bfloat16)
         if _has_cpu_kernel(weight_OI):
             shape = (weight_OI.shape[0], weight_OI.shape[1])
-            packed, scales = _reorder(packed, shape), scales.view(shape[0], -1).T.contiguous()
+            packed, scales = reorder(packed, shape), scales.view(shape[0], -1).T.contiguous()
         return {"packed": packed, "scales": scales, "levels": state.code}
 
     def dense(self) -> Tensor:
         """Make the weight that this layer multiplies with."""
         packed, scales = self.packed, self.scales
         if self._is_reordered:
-            packed, scales = _undo_reorder(packed, self._shape), scales.T.contiguous()
+            packed, scales = undo_reorder(packed, self._shape), scales.T.contiguous()
         weight_OI: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
             packed, scales.float().view(-1), _GROUP, "nf4", self._shape, self._dtype
         )
@@ -365,34 +365,12 @@ class Nf4Layer(FrozenLayer):
         return product_NO if self.bias is None else product_NO.add_(self.bias)
 
 
-def _reorder(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Bring four-bit numbers, two a byte, into the order of bitsandbytes' CPU kernel.
-
-    In that order, 32 rows go together; of two neighbouring numbers of all 32, one byte holds a number of one of the
-    first 16 rows in its low half, and the number in the same place of the last 16 in its high half.
-    """
-    outputs, inputs = shape
-    numbers = torch.stack([packed.view(-1) >> 4, packed.view(-1) & 0xF], -1)
-    rows = numbers.view(outputs // _KERNEL_ROWS, _KERNEL_ROWS, inputs // 2, 2).transpose(1, 2)
-    halves = rows.reshape(outputs // _KERNEL_ROWS, inputs // 2, 2, _KERNEL_ROWS)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).view(outputs, inputs // 2)
-
-
-def _undo_reorder(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Undo :func:`_reorder`."""
-    outputs, inputs = shape
-    bytes_ = packed.view(outputs // _KERNEL_ROWS, inputs // 2, _KERNEL_ROWS)
-    rows = torch.stack([bytes_ & 0xF, bytes_ >> 4], 2).view(outputs // _KERNEL_ROWS, inputs // 2, _KERNEL_ROWS, 2)
-    numbers = rows.transpose(1, 2).reshape(-1, 2)
-    return (numbers[:, :1] << 4) | numbers[:, 1:]
-
-
 def _has_cpu_kernel(weight_OI: Tensor) -> bool:
     """Say whether bitsandbytes has its kernel for CPUs for this weight."""
     return (
         weight_OI.device.type == "cpu"
         and weight_OI.dtype == torch.bfloat16
-        and weight_OI.shape[0] % _KERNEL_ROWS == 0
+        and weight_OI.shape[0] % KERNEL_ROWS == 0
         and bool(_bitsandbytes().has_avx512bf16())
     )
 
