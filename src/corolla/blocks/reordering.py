@@ -1,4 +1,4 @@
-"""The order in which bitsandbytes' kernel for CPUs wants numbers of four bits; ``machine/products.py`` reads it, too."""
+"""The order in which bitsandbytes' kernel for CPUs wants numbers of four bits; ``machine/products.py`` reads it."""
 
 from typing import Final
 
