@@ -46,7 +46,7 @@ Product = Callable[[Tensor], Tensor]
 KERNEL_DTYPES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """What there is machine code for, and its name there."""
 
-_RUNTIMES: Final = ("libgomp*", "libomp*", "libiomp*")
+_RUNTIMES: Final[tuple[str, ...]] = ()  # ("libgomp*", "libomp*", "libiomp*") once servers beside each other are tried
 _ROOMY: Final = 8
 """A head keeps a second copy of its weight where so many would fit into free memory."""
 _ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
