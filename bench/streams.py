@@ -1,11 +1,13 @@
-"""Whether a gateway's memory stays where it is, and nothing is lost, while fifty streams go on for minutes.
+"""Whether memory stays where it is, and nothing is lost, while a gateway answers fifty streams at once for minutes.
 
-A tiny model, so that what is measured is the gateway: two server processes, ``corolla gateway`` in a process of its
-own, and fifty clients here, each of which asks again as soon as its answer has ended.
+A tiny model, so that what is measured is the way of a stream: two server processes, ``corolla gateway`` in a process of
+its own, and fifty clients here, each of which asks again as soon as its answer has ended. Growth is the slope of a line
+through what each process holds in memory after the warm-up, by least squares.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,13 +55,13 @@ class Seen(NamedTuple):
         ended: How many came to their end.
         lost: How many did not.
         pieces: How many pieces came.
-        memory_bytes: The gateway's resident memory, by the time in seconds.
+        memory_bytes: The resident memory of each process, by the time in seconds.
     """
 
     ended: int
     lost: int
     pieces: int
-    memory_bytes: list[tuple[float, int]]
+    memory_bytes: dict[str, list[tuple[float, int]]]
 
 
 def main() -> None:
@@ -75,7 +77,10 @@ def main() -> None:
             LocalSwarm(model, ["0:2", "2:4"], *ARGUMENTS, logs=folder) as servers,
             run_gateway(model, servers.wait_until_online().address, folder) as gateway,
         ):
-            seen = anyio.run(watch, gateway, model, minutes * 60)
+            pids = {"gateway": gateway.process.pid} | {
+                f"server {number}": server.process.pid for number, server in enumerate(servers.servers, 1)
+            }
+            seen = anyio.run(watch, gateway, model, pids, minutes * 60)
     write_report("streams", rows(seen, minutes * 60), f"{STREAMS} streams at once through one gateway, a tiny model")
 
 
@@ -98,16 +103,18 @@ def run_gateway(model: str, peer: str, folder: Path) -> Iterator[GatewayProcess]
             process.terminate()
 
 
-async def watch(gateway: GatewayProcess, model: str, seconds: float) -> Seen:
-    """Keep the streams going for some time, and look at the gateway's memory meanwhile.
+async def watch(gateway: GatewayProcess, model: str, pids: dict[str, int], seconds: float) -> Seen:
+    """Keep the streams going for some time, and look at memory meanwhile.
 
     Args:
         gateway: The gateway.
         model: What to ask.
+        pids: The processes to look at, by their names in the report.
         seconds: For how long.
     """
-    memory, ended, lost, pieces = [], 0, 0, 0
-    began_s, process = time.perf_counter(), psutil.Process(gateway.process.pid)
+    ended, lost, pieces, began_s = 0, 0, 0, time.perf_counter()
+    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+    memory: dict[str, list[tuple[float, int]]] = {name: [] for name in pids}
     limits = httpx.Limits(max_connections=STREAMS)
     headers = {"Authorization": f"Bearer {gateway.key}"}
 
@@ -135,24 +142,28 @@ async def watch(gateway: GatewayProcess, model: str, seconds: float) -> Seen:
         for index in range(STREAMS):
             tasks.start_soon(stream, http, index)
         while (now_s := time.perf_counter() - began_s) < seconds:
-            memory.append((now_s, process.memory_info().rss))
+            for name, process in processes.items():
+                memory[name].append((now_s, process.memory_info().rss))
             await anyio.sleep(LOOK_S)
     return Seen(ended, lost, pieces, memory)
 
 
 def rows(seen: Seen, seconds: float) -> list[Row]:
-    """Say what came of it: memory after the warm-up, memory at the end, and how it grew between them."""
-    warm = [(at_s, size) for at_s, size in seen.memory_bytes if at_s >= min(WARM_UP_S, seconds / 3)]
-    third = max(1, len(warm) // 3)
-    first = sum(size for _, size in warm[:third]) / third / 2**20
-    last = sum(size for _, size in warm[-third:]) / third / 2**20
-    return [
+    """Say what came of it: how many streams, and how each process's memory grew after the warm-up."""
+    found = [
         Row("streams that came to their end", seen.ended, ""),
         Row("streams lost", seen.lost, ""),
         Row("pieces a second", seen.pieces / seconds, "1/s"),
-        Row("memory, first third after the warm-up", first, "MiB"),
-        Row("memory, last third", last, "MiB", "memory, first third after the warm-up", last / first),
     ]
+    for name, looks in seen.memory_bytes.items():
+        warm = [(at_s / 60, size / 2**20) for at_s, size in looks if at_s >= min(WARM_UP_S, seconds / 3)]
+        slope, start = statistics.linear_regression(*zip(*warm, strict=True))
+        found += [
+            Row(f"{name}: memory after the warm-up", start + slope * warm[0][0], "MiB"),
+            Row(f"{name}: memory at its most", max(size for _, size in warm), "MiB"),
+            Row(f"{name}: growth", slope, "MiB/min"),
+        ]
+    return found
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers has no typ
             RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty) if sampling.repetition_penalty != 1 else None
         )
         self._warpers = _warpers(sampling)
+        penalties = sampling.frequency_penalty, sampling.presence_penalty
+        self._adjusts = any(penalties) or bool(sampling.bias) or self._penalty is not None or matcher is not None
         self.logs: list[TokenLog] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -106,7 +108,7 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers has no typ
             scores: ``[1, V]``, the model's logits.
 
         Returns:
-            ``[1, V]``: zeros, and one at the token.
+            The given tensor, now zeros, and one at the token.
         """
         logits_V = scores[0].float().cpu()
         adjusted_V = self._adjusted(input_ids, logits_V)
@@ -121,11 +123,12 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers has no typ
             self._matcher.take(token)
         if self._sampling.logprobs is not None:
             self.logs += log_tokens(logits_V[None], [token], self._sampling.logprobs)
-        chosen_BV = torch.zeros_like(scores)
-        chosen_BV[0, token] = 1
-        return chosen_BV
+        scores.zero_()[0, token] = 1
+        return scores
 
     def _adjusted(self, input_ids: torch.Tensor, logits_V: torch.Tensor) -> torch.Tensor:
+        if not self._adjusts:
+            return logits_V
         sampling, adjusted_V = self._sampling, logits_V.clone()
         if self._penalty is not None:
             adjusted_V = self._penalty(input_ids.cpu(), adjusted_V[None])[0]

@@ -104,7 +104,7 @@ class _Wire:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)  # a token waits for no turn of the loop that it need not
         self.is_begun = False
 
     async def event(self, content: dict[str, Any]) -> None:
