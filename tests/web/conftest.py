@@ -5,12 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 import psutil
 import pytest
 
 SERIOUS = ("serious", "critical")
+MAX_PAGE_BYTES = 200_000
+MAX_LOAD_S = 1.0
+LOADS = 8  # other programs may be busy during some of them
+LOADED_BYTES = """
+["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
+.reduce((sum, one) => sum + one.decodedBodySize, 0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,26 @@ def page(browser):
 
 def is_foreign(url):
     return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+
+@pytest.fixture
+def assert_light(browser, record_testsuite_property):
+    """Fails if a page brings too many bytes, or is never ready in time, to a browser that has not seen it before."""
+
+    def check(url, ready):
+        took_s = []
+        while len(took_s) < LOADS and min(took_s, default=MAX_LOAD_S) >= MAX_LOAD_S:
+            with browser.new_context() as context:
+                page, began_s = context.new_page(), time.perf_counter()
+                page.goto(url)
+                page.wait_for_selector(ready)
+                took_s.append(time.perf_counter() - began_s)
+                size_bytes, where = page.evaluate(LOADED_BYTES), page.url
+        record_testsuite_property(f"{where} of {size_bytes} bytes, ready after s", took_s)
+        assert size_bytes < MAX_PAGE_BYTES
+        assert min(took_s) < MAX_LOAD_S
+
+    return check
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import pytest
 
@@ -11,8 +10,6 @@ from corolla.testing import LocalSwarm, save_tiny_model
 pytest.importorskip("fastapi", reason="needs corolla[gateway]")
 expect = pytest.importorskip("playwright.sync_api").expect
 
-MAX_BYTES = 200_000
-MAX_LOAD_S = 10.0  # on a machine that is busy with other tests; it takes 0.3 s on one that is not
 WAIT_MS = 60_000
 
 
@@ -61,14 +58,11 @@ def answered(page, count=1):
     return page.locator("article.assistant").last.locator(".text").inner_text()
 
 
-def test_the_page_is_small_and_fast_and_asks_nobody_else(page, said):
-    sizes = []
-    page.on("response", lambda response: sizes.append(len(response.body())))
-    began_s = time.perf_counter()
-    page.goto(f"{said['url']}/#key={said['key']}")
+def test_the_page_is_small_and_fast_and_asks_nobody_else(page, said, assert_light):
+    address = f"{said['url']}/#key={said['key']}"
+    assert_light(address, "body[data-ready]")
+    page.goto(address)
     page.wait_for_selector("body[data-ready]")
-    assert time.perf_counter() - began_s < MAX_LOAD_S
-    assert sum(sizes) < MAX_BYTES
     assert page.url == f"{said['url']}/"  # the key is not left in the address
     expect(page.locator("#model option")).to_have_count(1)
 

@@ -1,7 +1,6 @@
 """The monitor's page and API, over a live tiny swarm, in a browser."""
 
 import json
-import time
 from contextlib import ExitStack
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,13 +16,7 @@ pytest.importorskip("fastapi", reason="needs corolla[monitor]")
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202eevil"
 ARGUMENTS = ("--threads", "1", "--name", HOSTILE, "--metrics-port", "0")
-MAX_BYTES = 200_000
-MAX_LOAD_S = 10.0  # on a machine that is busy with other tests; it takes 0.2 s on one that is not
 VIEWERS = 4
-LOADED_BYTES = """
-["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
-.reduce((sum, one) => sum + one.decodedBodySize, 0)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +52,11 @@ def get(url):
         return answer.read()
 
 
-def test_the_page_shows_the_swarm_and_is_small_and_fast(page, url):
-    loads_s = []
-    for _ in range(3):  # other programs may be busy during one of them
-        began_s = time.perf_counter()
-        page.goto(url)
-        page.wait_for_selector("#servers tbody tr:nth-child(2)")
-        loads_s.append(time.perf_counter() - began_s)
+def test_the_page_shows_the_swarm_and_is_small_and_fast(page, url, assert_light):
+    ready = "#servers tbody tr:nth-child(2)"
+    assert_light(url, ready)
+    page.goto(url)
+    page.wait_for_selector(ready)
     assert page.inner_text("#title") == "A tiny swarm"
     assert page.inner_text("#name") == "tiny-llama"
     assert "Every one of 4 blocks has a server." in page.inner_text("#verdict")
@@ -73,8 +64,6 @@ def test_the_page_shows_the_swarm_and_is_small_and_fast(page, url):
     assert page.locator("#strip i").count() == 4
     assert "The bottleneck is" in page.inner_text("#bottleneck")
     page.wait_for_selector("#charts figure .line", state="attached")
-    assert page.evaluate(LOADED_BYTES) < MAX_BYTES
-    assert min(loads_s) < MAX_LOAD_S
 
 
 def test_what_peers_say_is_shown_as_text(live):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from corolla.terms import Chain
 
 if TYPE_CHECKING:
-    from corolla.client import HopTiming
+    from corolla.client import HopTiming, Replay
 
 __all__ = ["Answer", "Cost", "describe_chain", "describe_cost"]
 
@@ -21,6 +21,7 @@ class Cost:
         tokens_per_s: From the first to the last; ``None`` if there was only one.
         chain: The servers that computed it.
         timings: For each of them, where its share of the last step went.
+        replays: What servers were given because others had failed meanwhile.
     """
 
     tokens: int
@@ -28,6 +29,7 @@ class Cost:
     tokens_per_s: float | None
     chain: Chain | None
     timings: "tuple[HopTiming, ...]"
+    replays: "tuple[Replay, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,18 @@ def describe_chain(chain: Chain | None) -> str:
 
 
 def describe_cost(cost: Cost) -> str:
-    """Write what an answer took on two lines: the chain and the speed, then where its last step's time went."""
+    """Write what an answer took: the chain and the speed, where its last step's time went, and what it survived."""
     speed = f", {cost.tokens_per_s:.1f} tokens/s" if cost.tokens_per_s else ""
     hops = ", ".join(
         f"{one.hop.peer[:8]} {one.compute_s * 1000:.1f} + {one.network_s * 1000:.1f}" for one in cost.timings
     )
-    return (
-        f"[{describe_chain(cost.chain)}] {cost.tokens} tokens, first after {cost.ttft_s:.2f} s{speed}\n"
-        f"[last step, ms of compute + network: {hops}]"
-    )
+    survived = [
+        f"[a server was lost: {one.hop.peer[:8]} took over {one.hop.span}, given {one.tokens} tokens "
+        f"in {one.elapsed_s:.2f} s]"
+        for one in cost.replays
+    ]
+    lines = [
+        f"[{describe_chain(cost.chain)}] {cost.tokens} tokens, first after {cost.ttft_s:.2f} s{speed}",
+        f"[last step, ms of compute + network: {hops}]",
+    ]
+    return "\n".join([*lines, *survived])

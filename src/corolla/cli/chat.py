@@ -56,9 +56,10 @@ def chat(settings: Settings) -> None:
     from corolla.cli.talk import has_terminal, read_question, show_answer, talk
 
     config = settings.get(OutputConfig)
-    configure_logging(config.log_level)
-    output = Output(config)
     question = None if has_terminal() else read_question()
+    # What a server's death did to an answer stands below it; a warning would break into the answer.
+    configure_logging("error" if question is None and config.log_level == "warning" else config.log_level)
+    output = Output(config)
     peers = find_peers(settings, output)
     with show_progress(output) as report:
         conversation = Conversation(settings, report, peers)

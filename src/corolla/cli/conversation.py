@@ -199,6 +199,7 @@ class Conversation:
             )
         limit = min(self._config.max_new_tokens, room)
         session = self._session_for(prompt + limit)
+        earlier = len(session.replays)
         streamer = _Streamer(self._tokenizer, show)
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
@@ -223,6 +224,7 @@ class Conversation:
             tokens_per_s=(tokens - 1) / decode_s if tokens > 1 else None,
             chain=session.chain,
             timings=session.timings,
+            replays=session.replays[earlier:],
         )
         return Answer(self._tokenizer.decode(output_BT[0, prompt:], skip_special_tokens=True), cost)
 

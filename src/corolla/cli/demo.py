@@ -25,6 +25,7 @@ from corolla.cli.progress import show_progress
 from corolla.cli.settings import Given, Settings, load_settings, write_file
 from corolla.errors import PeerFailed, PeerTimeout, UsageError
 from corolla.hub import HubConfig, Repository, open_repository, stay_silent
+from corolla.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from corolla.cli.conversation import Conversation
@@ -94,6 +95,7 @@ async def _chat(conversation: "Conversation", question: str, output: Output) -> 
     from corolla.cli.talk import ask_interruptibly, has_terminal, show_answer, talk
 
     output.result(f"> {question}", "bold")
+    configure_logging("error")  # what a server's death did to an answer stands below it; a warning would break into it
     if has_terminal():
         await ask_interruptibly(conversation, question, output)
         await talk(conversation, output)
