@@ -62,7 +62,7 @@ def _command(name: str, *arguments: str, folder: Path) -> Iterator[dict[str, Any
 
 
 def _chat(browser: Browser, gateway: dict[str, Any], swarm: LocalSwarm) -> None:
-    page = browser.new_page(viewport=WIDE, color_scheme="light")
+    page = browser.new_page(viewport=WIDE, color_scheme="light", reduced_motion="reduce")
     page.set_default_timeout(WAIT_MS)
     page.goto(f"{gateway['url']}/#key={gateway['key']}")
     page.wait_for_selector("body[data-ready]")
@@ -92,7 +92,7 @@ def _chat(browser: Browser, gateway: dict[str, Any], swarm: LocalSwarm) -> None:
 
 def _monitor(browser: Browser, monitor: dict[str, Any]) -> None:
     for theme in ("light", "dark"):
-        page = browser.new_page(viewport=WIDE, color_scheme=theme)
+        page = browser.new_page(viewport=WIDE, color_scheme=theme, reduced_motion="reduce")
         page.goto(monitor["url"])
         page.wait_for_timeout(4000)
         _shoot(page, f"monitor-{theme}", full_page=True)

@@ -5,7 +5,7 @@ Blocks and pages meet here; neither knows the other. Knows nothing of peers, mes
 
 from corolla.engine.config import EngineConfig
 from corolla.engine.engine import Engine, Load
-from corolla.engine.heap import kept_apart, share_heap
+from corolla.engine.heap import give_back, kept_apart, share_heap
 from corolla.engine.measure import free_bytes
 from corolla.engine.work import Result, Sequences, SessionRows, WorkKind
 from corolla.engine.worker import computing_threads
@@ -20,6 +20,7 @@ __all__ = [
     "WorkKind",
     "computing_threads",
     "free_bytes",
+    "give_back",
     "kept_apart",
     "share_heap",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import anyio
 
+from corolla.engine import give_back
 from corolla.errors import GatewayBusy, InvalidRequest, ungrouped
 from corolla.gateway.accounts import Account, Accounts
 from corolla.gateway.catalog import Catalog
@@ -24,6 +25,8 @@ Tell = Callable[[int, Answer, Piece], Coroutine[Any, Any, None]]
 
 _T = TypeVar("_T")
 _LOOKS_PER_LIFE = 4
+_GIVE_BACK_S = 30.0
+"""Answers leave holes between what stays; so often they are returned to the system, or memory would grow for hours."""
 
 
 class Gateway:
@@ -159,5 +162,6 @@ class Gateway:
 
     async def _drop_old(self) -> None:
         while True:
-            await anyio.sleep(self.config.kept_s / _LOOKS_PER_LIFE)
+            await anyio.sleep(min(self.config.kept_s / _LOOKS_PER_LIFE, _GIVE_BACK_S))
             await anyio.to_thread.run_sync(self.kept.drop_old)
+            await anyio.to_thread.run_sync(give_back)

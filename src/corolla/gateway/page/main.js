@@ -93,7 +93,7 @@ async function forget(one) {
 // Asking
 
 function ask(text, parent) {
-  if (!Object.keys(chat.nodes).length) chat.title = text.length > 60 ? `${text.slice(0, 57)}…` : text;
+  if (!Object.keys(chat.nodes).length) chat.title = text.length > 120 ? `${text.slice(0, 117)}…` : text;
   answer(addMessage(chat, parent, { role: "user", text }).id);
 }
 
