@@ -28,6 +28,7 @@ from bench.report import Row, write_report
 from corolla.blocks import compute_dtype, weight_format
 from corolla.client import AutoModelForCausalLM, Session, Swarm
 from corolla.hub import HubConfig, open_repository
+from corolla.server.limits import Sharing
 from corolla.terms import DType, Precision
 from corolla.testing import LocalSwarm
 
@@ -111,12 +112,18 @@ def measure(label: str, dtype: DType) -> list[Row]:
 
 
 @contextmanager
-def swarm_of(hops: int, precision: Precision) -> Iterator[tuple[Any, LocalSwarm]]:
-    """Start servers that share the blocks evenly, and load a client's model."""
+def swarm_of(hops: int, precision: Precision, sharing: Sharing = "nobody") -> Iterator[tuple[Any, LocalSwarm]]:
+    """Start servers that share the blocks evenly, and load a client's model.
+
+    Args:
+        hops: How many servers.
+        precision: What they hold weights in.
+        sharing: Whose sessions are spared what was computed before; for nobody's, as prompts come round after round.
+    """
     cuts = [round(BLOCKS * hop / hops) for hop in range(hops + 1)]
     spans = [f"{start}:{stop}" for start, stop in zip(cuts, cuts[1:], strict=False)]
     with tempfile.TemporaryDirectory() as logs:
-        arguments = ("--precision", precision, "--threads", "1", "--kv-bytes", "1GiB")
+        arguments = ("--precision", precision, "--threads", "1", "--kv-bytes", "1GiB", "--sharing", sharing)
         with LocalSwarm(MODEL, spans, *arguments, logs=Path(logs)) as servers, Swarm(servers.address) as swarm:
             servers.wait_until_online()
             edges = compute_dtype(weight_format(precision))

@@ -41,6 +41,11 @@ class Lease:
         """What the lease takes out of the pool: its promise, or what it holds beyond that."""
         return max(self.promised_pages, self.held_pages)
 
+    @property
+    def free_pages(self) -> int:
+        """Pages of the whole pool that nobody holds and nobody was promised."""
+        return self._pool.free_pages
+
     def hold(self, lengths: Sequence[int]) -> None:
         """Hold what rows of these lengths fill, more or less than before.
 

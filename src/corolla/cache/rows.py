@@ -7,13 +7,16 @@ Owns the tensors. Knows neither sessions nor leases: what a row may hold is coun
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from corolla.cache.extents import Extent
 from corolla.cache.pool import PAGE_TOKENS, pages_for
 from corolla.terms import Span
+
+if TYPE_CHECKING:
+    from corolla.cache.content import Content
 
 __all__ = ["Piece", "RowKV"]
 
@@ -55,11 +58,13 @@ class RowKV:
     Attributes:
         length: How many tokens every block has stored.
         shortest: What it can still be taken back to, besides nothing at all: windows have let go of what came before.
+        content: What its tokens were computed from, as far as that is known; ``None`` if nobody is to know.
     """
 
     def __init__(self, capacity_tokens: int = 0, windows: Mapping[int, int] = MappingProxyType({})) -> None:
         self.length = 0
         self.shortest = 0
+        self.content: Content | None = None
         self._capacity_tokens = pages_for(capacity_tokens) * PAGE_TOKENS
         self._windows = windows
         self._past: tuple[_Past, ...] = ()
@@ -71,6 +76,11 @@ class RowKV:
     def nbytes(self) -> int:
         """Bytes of memory that the row takes, besides what it shares of others."""
         return sum(extent.nbytes for extent in self._own.values())
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens it is expected to reach, in whole pages."""
+        return self._capacity_tokens
 
     @property
     def shared_tokens(self) -> int:
@@ -138,6 +148,8 @@ class RowKV:
             if extent.top > kept:
                 extent.trim(kept)
         self.length = length
+        if self.content is not None:
+            self.content.cut(length)
         if self._windows and not self._lent:
             self._slide()
 
@@ -149,7 +161,8 @@ class RowKV:
             stop: One past the last token; no more than the row has.
         """
         assert start < stop <= self.length, f"tokens {start}:{stop} of a row of {self.length} were asked for"
-        assert not self.shortest, f"a row has let go of tokens before {self.shortest}"
+        is_whole = not self.shortest or block not in self._windows
+        assert is_whole, f"a row has let go of tokens before {self.shortest}"
         pieces = [past.until(min(stop, past.stop)).stored[block] for past in self._past if past.start < stop]
         if stop > self._own_start:
             pieces.append(self._own[block].view(self._own_start, stop))
@@ -170,6 +183,7 @@ class RowKV:
         assert self.shortest <= tokens <= self.length, f"a row of {self.length} cannot be shared up to {tokens}"
         twin = RowKV(capacity_tokens or self._capacity_tokens, self._windows)
         twin.length, twin.shortest = tokens, self.shortest
+        twin.content = None if self.content is None else self.content.fork(tokens)
         parts = [past.until(min(tokens, past.stop)) for past in self._past if past.start < tokens]
         is_own = tokens > self._own_start
         if is_own:
@@ -191,12 +205,15 @@ class RowKV:
             extent.trim(self._lent)
         self._past, self._own = (), {}
         self.length = self.shortest = self._own_start = self._lent = 0
+        if self.content is not None:
+            self.content.cut(0)
 
     def _part(self, length: int) -> None:
         """Come back to fewer tokens than others see of this row, or it of others, without disturbing them."""
         twin = self.fork(length)
         self.leave()
         self._past, self._own, self._own_start, self.shortest = twin._past, twin._own, twin._own_start, twin.shortest
+        self.content = twin.content
 
     def _slide(self) -> None:
         """Let go of what windows have passed, a page at a time; as much again as they see is left to be taken back."""

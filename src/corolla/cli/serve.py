@@ -59,6 +59,8 @@ __all__ = ["serve"]
         Flag("relay.enabled", "--relay"),
         Flag("engine.threads"),
         Flag("engine.kv_bytes"),
+        Flag("engine.kept_bytes"),
+        Flag("server.sharing"),
         Flag("hub.max_disk_bytes", "--max-disk"),
         Flag("output.log_level"),
         Flag("output.log_json"),

@@ -195,7 +195,9 @@ class _Walk:
             self._tapped.setdefault(block, {})[answer.number] = tap_ND
         now_s, (queue_s, compute_s) = time.perf_counter(), (answer.timing.queue_s, answer.timing.compute_s)
         total_s = max(now_s - self._heard_at_s, queue_s + compute_s)
-        self.timings[answer.hop.span.start] = HopTiming(answer.hop, total_s, queue_s, compute_s)
+        earlier = self.timings.get(answer.hop.span.start)
+        found = answer.timing.found_tokens + (earlier.found_tokens if earlier else 0)
+        self.timings[answer.hop.span.start] = HopTiming(answer.hop, total_s, queue_s, compute_s, found)
         self._heard_at_s = now_s
 
     def result(self) -> StepResult:

@@ -24,12 +24,14 @@ class HopTiming(NamedTuple):
         total_s: From what was heard of the step before this hop, or its beginning, to what the hop says of it.
         queue_s: Waiting at the server.
         compute_s: Computing at the server.
+        found_tokens: How many of all tokens of the step the server says it had computed before.
     """
 
     hop: Hop
     total_s: float
     queue_s: float
     compute_s: float
+    found_tokens: int = 0
 
     @property
     def network_s(self) -> float:
@@ -133,7 +135,7 @@ class Pace:
         self._passed_s[step.number] = now_s
         return Work(
             blocks=len(hop.span),
-            tokens=sum(step.counts),
+            tokens=max(1, sum(step.counts) - answer.timing.found_tokens),
             is_decode=max(step.counts) == 1,
             nbytes=0,
             total_s=None if passed_s is None else now_s - passed_s,

@@ -79,6 +79,7 @@ def restore_row(
     lengths = [one.length for one in session.idle_rows()]
     lengths[row] = start + tokens
     session.lease.hold(lengths)
+    stored.content = None  # what these tokens were computed from is not known here
     if start < stored.length:
         stored.commit(start)
     pairs = zip(tensors[::2], tensors[1::2], strict=True)

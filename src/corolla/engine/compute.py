@@ -13,7 +13,7 @@ import torch
 from corolla.blocks import BlockSpan, PackedRow
 from corolla.cache import RowKV
 from corolla.engine.scheduler import ForwardTick, StepTick
-from corolla.engine.work import FamilyRow, RowSlice, StepWork
+from corolla.engine.work import OUTPUT, FamilyRow, RowSlice, StepWork
 
 __all__ = ["run_forward", "run_steps"]
 
@@ -21,9 +21,6 @@ __all__ = ["run_forward", "run_steps"]
 @torch.inference_mode()
 def run_steps(span: BlockSpan, tick: StepTick) -> None:
     """Compute a tick of session tokens and put what comes out where it belongs."""
-    for work, _ in tick.parts:
-        if work.done_tokens == 0:
-            work.begin()
     if span.is_packable:
         _run_packed(span, tick)
     else:
@@ -86,7 +83,10 @@ def _run_packed(span: BlockSpan, tick: StepTick) -> None:
     for work, part, row in packed:
         mine = slice(offset, offset + part.tokens)
         work.put(part.where, [result_ND[mine] for result_ND in results])
+        if isinstance(row, RowKV) and row.content is not None:
+            row.append(OUTPUT, output_ND[mine][None], output_ND[mine][None, :, :0])
         row.commit(part.start + part.tokens)
+        work.note(part)
         offset += part.tokens
 
 

@@ -22,6 +22,14 @@ class EngineConfig:
         default=None,
         metadata={"help": "memory lent to sessions; default: half of what is free after loading", "unit": "bytes"},
     )
+    kept_bytes: int = field(
+        default=256 << 20,
+        metadata={
+            "help": "how much of the memory lent to sessions keeps, while none needs it, what ended ones have "
+            "computed, for those that begin with the same",
+            "unit": "bytes",
+        },
+    )
     tick_tokens: int = field(
         default=512,
         metadata={

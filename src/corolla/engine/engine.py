@@ -6,6 +6,7 @@ Owns the KV pool, whose accounts it keeps on the event loop, and the worker, whi
 # B batch, T tokens, D model width, N packed tokens
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from corolla.engine.carry import read_row, restore_row, token_bytes
 from corolla.engine.checks import check_blocks, check_context, check_forward, check_prefix, check_step, check_taps
 from corolla.engine.config import EngineConfig
 from corolla.engine.measure import ObservedSpeed, PageCost, free_bytes, measure_speed, page_cost
+from corolla.engine.reuse import Reuse
 from corolla.engine.work import FamilyRow, ForwardWork, OnWork, Result, Row, Sequences, SessionRows, StepWork
 from corolla.engine.worker import Worker
 from corolla.errors import PeerBusy, UsageError
@@ -81,7 +83,9 @@ class Engine:
         self._cost = await anyio.to_thread.run_sync(page_cost, self.span)
         kv_bytes = self._config.kv_bytes or free_bytes(self.span.device) // 2
         self.span.graph_bytes = self._config.graph_bytes or free_bytes(self.span.device) // 8
-        self._pool = PagePool(max(1, int(kv_bytes // (self._cost.token_bytes * PAGE_TOKENS))))
+        page_bytes = self._cost.token_bytes * PAGE_TOKENS
+        self._pool = PagePool(max(1, int(kv_bytes // page_bytes)))
+        self._worker.reuse = Reuse(min(self._pool.pages, int(self._config.kept_bytes // page_bytes)))
         event(
             _LOG,
             "engine started",
@@ -130,7 +134,9 @@ class Engine:
         """How fast the blocks are: as measured or assumed, corrected by the sessions since; ``None`` before that."""
         return self._observed.speed
 
-    def open_session(self, blocks: Span, rows: int, max_tokens: int, adapter: Adapter | None = None) -> SessionRows:
+    def open_session(
+        self, blocks: Span, rows: int, max_tokens: int, adapter: Adapter | None = None, *, scope: bytes | None = None
+    ) -> SessionRows:
         """Let a session in.
 
         Args:
@@ -138,6 +144,8 @@ class Engine:
             rows: How many rows it has.
             max_tokens: How many tokens each row is expected to reach.
             adapter: What is added to the blocks; ``None`` for nothing.
+            scope: Sessions of the same scope, and of the same blocks, are not computed again what one of them was, and
+                hold it once; it says what is added to the blocks, if anything is. ``None`` to share nothing.
 
         Raises:
             UsageError: If the adapter has a prefix for some of the blocks only.
@@ -154,12 +162,16 @@ class Engine:
         check_context(prefix_tokens + max_tokens, self.context_tokens)
         capacity_tokens = prefix_tokens + max_tokens
         lease = self._pool.lease(rows, capacity_tokens)
-        return SessionRows(blocks, lease, tuple(self._new_row(capacity_tokens) for _ in range(rows)), adapter)
+        self._worker.reuse.make_room(self._pool.free_pages)
+        session = SessionRows(blocks, lease, tuple(self._new_row(capacity_tokens) for _ in range(rows)), adapter)
+        if scope is not None and not prefix_tokens and self.span.is_chunkable:
+            self._worker.reuse.watch(session.idle_rows(), hashlib.sha256(f"{blocks}:".encode() + scope).digest())
+        return session
 
     def close_session(self, session: SessionRows) -> None:
         """Take a session's pages back, also while a step is under way. Doing it twice does no harm."""
+        self._worker.reuse.keep(session)
         session.end("the session was closed")
-        session.lease.release()
         self._worker.tidy()
         self._closed.set()
         self._closed = anyio.Event()
@@ -209,7 +221,7 @@ class Engine:
         lengths = [start + count for start, count in zip(work.starts, counts, strict=True)]
         check_context(max(lengths), self.context_tokens)
         stored = [row.length for row in work.rows]
-        session.lease.hold(lengths)
+        self._hold(session, lengths)
         try:
             done = self._put(work)
         except PeerBusy:
@@ -290,7 +302,9 @@ class Engine:
             UsageError: If they are not what this engine would have stored, or do not follow what it has.
             CacheFull: If the pool has no room for them.
         """
-        restore_row(session, row, start, tensors, self._cost, self.span.device)
+        with self._worker.reuse.lock:
+            restore_row(session, row, start, tensors, self._cost, self.span.device)
+        self._worker.reuse.make_room(self._pool.free_pages)
 
     def shorten(self, session: SessionRows, lengths: Sequence[int]) -> None:
         """Forget what rows have beyond these lengths.
@@ -302,18 +316,34 @@ class Engine:
         rows = session.idle_rows()
         if any(length > row.length for row, length in zip(rows, lengths, strict=True)):
             raise UsageError(f"rows of {[row.length for row in rows]} tokens cannot be shortened to {[*lengths]}")
-        for row, length in zip(rows, lengths, strict=True):
-            if length < row.length:
-                row.commit(length)
+        with self._worker.reuse.lock:
+            for row, length in zip(rows, lengths, strict=True):
+                if length < row.length:
+                    row.commit(length)
         session.lease.hold(lengths)
 
+    @property
+    def kept_pages(self) -> int:
+        """How many KV pages keep what ended sessions have computed; they are free for whoever needs them."""
+        return self._worker.reuse.kept_pages
+
+    def drop_old(self) -> None:
+        """Let go of what ended sessions have computed and nobody has wanted for ten minutes."""
+        self._worker.reuse.drop_old()
+
     def check_integrity(self) -> None:
-        """Verify the KV pool's accounts.
+        """Verify the KV pool's accounts, and what is kept of ended sessions.
 
         Raises:
             AssertionError: If they do not add up: a bug in Corolla.
         """
         self._pool.check_integrity()
+        self._worker.reuse.check_integrity()
+        assert self.kept_pages <= self._pool.free_pages, f"{self.kept_pages} pages are kept that somebody needs"
+
+    def _hold(self, session: SessionRows, lengths: Sequence[int]) -> None:
+        session.lease.hold(lengths)
+        self._worker.reuse.make_room(self._pool.free_pages)
 
     def _put(self, work: StepWork | ForwardWork) -> "asyncio.Future[Result]":
         """Queue work; the future is settled on the event loop."""
@@ -345,9 +375,11 @@ class Engine:
         return result
 
     def _learn(self, blocks: Span, counts: tuple[int, ...], result: Result) -> None:
-        self._observed.note(len(blocks), counts, result.compute_s)
+        if not result.found_tokens:
+            self._observed.note(len(blocks), counts, result.compute_s)
         if self.on_work is not None:
-            self.on_work("decode" if max(counts) == 1 else "prefill", sum(counts), result)
+            tokens = sum(counts) - result.found_tokens
+            self.on_work("decode" if max(counts) == 1 else "prefill", tokens, result)
 
     def _new_row(self, capacity_tokens: int) -> Row:
         if self.span.is_packable:

@@ -76,16 +76,22 @@ class PageCost(NamedTuple):
     """What a token of KV is on this machine.
 
     Args:
-        token_bytes: Bytes in all blocks of a span.
+        token_bytes: Bytes in all blocks of a span, and of what comes out of the last, where rows keep that.
         shapes: What each block stores of a token; empty where rows cannot be read.
         dtype: Their number format.
         windows: How many tokens each block sees that does not see all of a row.
+        output_bytes: Bytes of what comes out of the last block, where rows keep that.
     """
 
     token_bytes: float
     shapes: Mapping[int, KVShape]
     dtype: torch.dtype
     windows: Mapping[int, int] = MappingProxyType({})
+    output_bytes: int = 0
+
+    def token_bytes_of(self, blocks: int, measured: int) -> float:
+        """Say what a token takes in so many blocks, if this is what it takes in ``measured`` like them."""
+        return (self.token_bytes - self.output_bytes) * blocks / measured + self.output_bytes
 
 
 @torch.inference_mode()
@@ -102,7 +108,10 @@ def page_cost(span: BlockSpan) -> PageCost:
     row.commit(PAGE_TOKENS)
     dtypes = {tensor.dtype for block in row.blocks for tensor in row.read(block, 0, 1)}
     is_plain = len(row.blocks) == len(shapes) == len(span.span) and len(dtypes) == 1
-    return PageCost(row.nbytes / PAGE_TOKENS, shapes if is_plain else {}, next(iter(dtypes), span.dtype), span.windows)
+    output_bytes = span.hidden_size * span.dtype.itemsize if span.is_chunkable else 0
+    token_bytes = row.nbytes / PAGE_TOKENS + output_bytes
+    dtype = next(iter(dtypes), span.dtype)
+    return PageCost(token_bytes, shapes if is_plain else {}, dtype, span.windows, output_bytes)
 
 
 async def measure_speed(engine: "Engine") -> Speed:

@@ -59,6 +59,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._steps: deque[StepWork] = deque()
+        self._fresh: deque[StepWork] = deque()
         self._forwards: deque[ForwardWork] = deque()
         self._ticks_since_forward = 0
 
@@ -71,6 +72,14 @@ class Scheduler:
         if self._forwards or any(work.left_tokens > SHARE_TOKENS for work in self._steps):
             return None
         return len(self._steps)
+
+    def fresh(self) -> StepWork | None:
+        """Give a step whose rows are not yet as it wants them; that comes before any of its tokens."""
+        while self._fresh:
+            work = self._fresh.popleft()
+            if not work.is_cancelled:
+                return work
+        return None
 
     def waiting(self) -> list[StepWork | ForwardWork]:
         """List all work that is not complete."""
@@ -86,6 +95,7 @@ class Scheduler:
             raise PeerBusy(f"{len(self)} requests are waiting already", retry_after_s=1.0)
         if isinstance(work, StepWork):
             self._steps.append(work)
+            self._fresh.append(work)
         else:
             self._forwards.append(work)
 

@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from corolla.errors import SessionClosed, UsageError
 from corolla.terms import Span
 
 __all__ = [
+    "OUTPUT",
     "Deliver",
     "FamilyRow",
     "ForwardWork",
@@ -28,6 +29,10 @@ __all__ = [
 ]
 
 
+OUTPUT: Final = -1
+"""Under this number a row that others may find stores what came out of its last block, as a block stores keys."""
+
+
 class Result(NamedTuple):
     """What came of a piece of work.
 
@@ -36,11 +41,13 @@ class Result(NamedTuple):
             memory.
         queue_s: How long the work waited before its first tick.
         compute_s: How long its ticks took, shared ticks counted whole.
+        found_tokens: How many of its tokens were not computed, as they were here already.
     """
 
     tensors: tuple[torch.Tensor, ...]
     queue_s: float
     compute_s: float
+    found_tokens: int = 0
 
 
 WorkKind = Literal["decode", "prefill", "forward", "backward"]
@@ -57,6 +64,7 @@ class FamilyRow:
     """A row of a family whose attention cannot use the pool: it keeps the family's own cache."""
 
     shortest = 0
+    content = None
 
     def __init__(self, cache: SessionCache) -> None:
         self.cache = cache
@@ -199,6 +207,8 @@ class StepWork(Work):
     Attributes:
         rows: The rows, from the first tick on in their new order.
         starts: How many stored tokens each row keeps, the prefix included.
+        found: For each row, how many of the new tokens were here already.
+        digests: Of each token's hidden state; ``None`` if nobody is to know them.
     """
 
     def __init__(
@@ -222,11 +232,18 @@ class StepWork(Work):
         self.order = order
         self.taps = taps
         self.done_tokens = 0
+        self.found = [0] * len(counts)
+        self.digests: list[bytes] | None = None
+
+    @property
+    def found_tokens(self) -> int:
+        """How many tokens need not be computed."""
+        return sum(self.found)
 
     @property
     def left_tokens(self) -> int:
-        """How many tokens have not been computed yet."""
-        return len(self.hidden_ND) - self.done_tokens
+        """How many tokens are still to be computed."""
+        return len(self.hidden_ND) - self.found_tokens - self.done_tokens
 
     @property
     def is_complete(self) -> bool:
@@ -251,15 +268,37 @@ class StepWork(Work):
             if row.length != start:
                 row.commit(start)
 
+    def take(self, index: int, first: int, row: RowKV) -> None:
+        """Let a row go on from another that holds some of its new tokens, and their outputs.
+
+        Args:
+            index: Which row.
+            first: Where its new tokens are in the step's tensor.
+            row: What takes its place.
+        """
+        start = self.starts[index]
+        output_1TD, _ = row.read(OUTPUT, start, row.length)
+        self.rows = (*self.rows[:index], row, *self.rows[index + 1 :])
+        self.found[index] = row.length - start
+        self.put(slice(first, first + self.found[index]), [output_1TD[0]])
+
+    def note(self, part: "RowSlice") -> None:
+        """Note what computed tokens were computed from; their row has them by now."""
+        content = self.rows[part.row].content
+        if content is not None and self.digests is not None:
+            content.add(self.digests[part.where])
+
     def slices(self, budget_tokens: int) -> Iterator[RowSlice]:
         """Yield the next tokens to compute, row by row, at most ``budget_tokens`` of them."""
-        left, offset = min(budget_tokens, self.left_tokens), 0
-        for row, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
-            done = min(max(self.done_tokens - offset, 0), count)
-            now = min(count - done, left)
+        left, offset, passed = min(budget_tokens, self.left_tokens), 0, 0
+        for row, (start, count, found) in enumerate(zip(self.starts, self.counts, self.found, strict=True)):
+            due = count - found
+            done = min(max(self.done_tokens - passed, 0), due)
+            now = min(due - done, left)
             if now:
-                yield RowSlice(row, start + done, now, offset + done)
+                yield RowSlice(row, start + found + done, now, offset + found + done)
             left -= now
+            passed += due
             offset += count
 
 

@@ -17,6 +17,7 @@ from corolla.engine.compute import run_forward, run_steps
 from corolla.engine.config import EngineConfig
 from corolla.engine.gathering import Gathering
 from corolla.engine.heap import BULK_TOKENS, give_back
+from corolla.engine.reuse import Reuse
 from corolla.engine.scheduler import ForwardTick, Scheduler, StepTick
 from corolla.engine.work import ForwardWork, Result, StepWork
 from corolla.errors import InternalError, PeerBusy
@@ -50,9 +51,13 @@ class Worker:
     Args:
         span: The blocks.
         config: Limits and shares.
+
+    Attributes:
+        reuse: What rows may begin with.
     """
 
     def __init__(self, span: BlockSpan, config: EngineConfig) -> None:
+        self.reuse = Reuse(0)
         self._span = span
         self._config = config
         self._scheduler = Scheduler(config)
@@ -113,14 +118,18 @@ class Worker:
                 return False
             case "tidy":
                 give_back()
+            case StepWork() as work:
+                self._begin(work)
             case tick:
                 self._compute(tick)
         return True
 
-    def _next(self) -> StepTick | ForwardTick | Literal["tidy"] | None:
+    def _next(self) -> StepTick | ForwardTick | StepWork | Literal["tidy"] | None:
         with self._changed:
             free_at_s: float | None = None
             while not self._is_stopping:
+                if (work := self._scheduler.fresh()) is not None:
+                    return work
                 if sessions := self._scheduler.gathered:
                     now_s = time.perf_counter()
                     free_at_s = free_at_s or now_s
@@ -134,6 +143,17 @@ class Worker:
                     return "tidy"
                 self._changed.wait()
         return None
+
+    def _begin(self, work: StepWork) -> None:
+        try:
+            with torch.inference_mode():
+                self.reuse.begin(work)
+        except Exception as error:  # noqa: BLE001 - as in a tick
+            event(_LOG, "step could not begin", level=logging.ERROR, error=error)
+            self._settle(work, f"a step on blocks {self._span.span} could not begin: {error!r}")
+            return
+        if work.is_complete:
+            self._settle(work, "")
 
     def _compute(self, tick: StepTick | ForwardTick) -> None:
         works = [work for work, _ in tick.parts] if isinstance(tick, StepTick) else [tick.work]
@@ -165,7 +185,8 @@ class Worker:
             work.deliver(InternalError(failure))
         else:
             queue_s = (work.started_at_s or work.queued_at_s) - work.queued_at_s
-            work.deliver(Result(work.results, queue_s, work.compute_s))
+            found_tokens = work.found_tokens if isinstance(work, StepWork) else 0
+            work.deliver(Result(work.results, queue_s, work.compute_s, found_tokens))
 
     def _drop_all(self) -> list[StepWork | ForwardWork]:
         with self._changed:

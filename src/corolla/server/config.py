@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corolla.errors import ConfigError
-from corolla.server.limits import PeerLimits
+from corolla.server.limits import PeerLimits, Sharing
 from corolla.terms import Precision, Span
 
 __all__ = ["ServerConfig"]
@@ -59,6 +59,13 @@ class ServerConfig:
         metadata={
             "help": "share of the KV tokens that several sessions of one peer may have together while others have "
             "some; what it has beyond that yields to them"
+        },
+    )
+    sharing: Sharing = field(
+        default="client",
+        metadata={
+            "help": "whose sessions are not computed again what another had computed that began the same: client for "
+            "those of the same client; all, which lets clients find out by its speed what others have asked; nobody"
         },
     )
     drain_s: float = field(
@@ -137,4 +144,4 @@ class ServerConfig:
     @property
     def limits(self) -> PeerLimits:
         """What one peer may have."""
-        return PeerLimits(self.peer_sessions, self.peer_kv_share)
+        return PeerLimits(self.peer_sessions, self.peer_kv_share, self.sharing)

@@ -185,9 +185,10 @@ class Handler:
             raise PeerBusy("the server is leaving and takes no new sessions", retry_after_s=60.0)
         more = opening.rows * pages_for(opening.max_tokens)
         self._limits.check(peer, more, [one.holding for one in self._open_on(engine)], engine.kv_pages)
+        scope = self._limits.scope(peer, opening.adapters)
         while True:
             try:
-                return engine.open_session(opening.span, opening.rows, opening.max_tokens, adapter)
+                return engine.open_session(opening.span, opening.rows, opening.max_tokens, adapter, scope=scope)
             except PeerBusy:
                 if not self._make_room(engine, peer):
                     raise

@@ -7,13 +7,16 @@ its share, and what it has beyond that yields to whoever comes: a session that y
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from corolla.cache import PAGE_TOKENS
 from corolla.errors import PeerBusy
 from corolla.terms import PeerId
 
-__all__ = ["Holding", "PeerLimits"]
+__all__ = ["Holding", "PeerLimits", "Sharing"]
+
+Sharing = Literal["client", "all", "nobody"]
+"""Who may share what sessions begin with: those of one client, all, or none."""
 
 _AGAIN_S = 2.0
 _SILENT_S = 2.0
@@ -41,10 +44,27 @@ class PeerLimits:
     Args:
         sessions: How many sessions.
         kv_share: How much of the KV tokens its sessions may have together, if they are several; from 0 to 1.
+        sharing: With whose sessions its own may have in common what they begin with.
     """
 
     sessions: int = 64
     kv_share: float = 0.5
+    sharing: Sharing = "client"
+
+    def scope(self, peer: PeerId, adapters: Sequence[bytes]) -> bytes | None:
+        """Say with whom a session may have in common what both begin with.
+
+        Args:
+            peer: Whose it is.
+            adapters: What is added to each of its blocks.
+
+        Returns:
+            The same for those who may; ``None`` for nobody.
+        """
+        if self.sharing == "nobody":
+            return None
+        who = peer if self.sharing == "client" else ""
+        return b":".join([who.encode(), *adapters])
 
     def check(self, peer: PeerId, more_pages: int, holdings: Sequence[Holding], all_pages: int) -> None:
         """Check that a peer may have one more session.

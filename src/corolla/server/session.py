@@ -243,7 +243,7 @@ class ServedSession:
         self.taken = max(self.taken, step.number)
         if self._handover is not None:
             self._handover.note(step)
-        timing = Timing(result.queue_s, result.compute_s)
+        timing = Timing(result.queue_s, result.compute_s, result.found_tokens)
         if self._span is not None:
             fields = {"step": step.number, "tokens": sum(step.counts), "queue_s": result.queue_s}
             self._span.part("compute", result.queue_s + result.compute_s, fields)

@@ -22,6 +22,8 @@ __all__ = ["Tenure"]
 _LOG = logger(__name__)
 _FILES_SHARE = 0.5
 """Of the progress, that of having the files on this disk."""
+_LOOK_S = 10.0
+"""How often to look for what is kept of sessions that ended long ago."""
 
 
 class Tenure:
@@ -69,7 +71,10 @@ class Tenure:
                 del blocks
                 self.progress, self.load_s = 1.0, anyio.current_time() - started_s
                 task_status.started(self.engine)
-                await self._is_over.wait()
+                while not self._is_over.is_set():
+                    with anyio.move_on_after(_LOOK_S):
+                        await self._is_over.wait()
+                    self.engine.drop_old()
             self.engine = None
         finally:
             self._has_ended.set()

@@ -83,11 +83,11 @@ async def try_precision(
     free = free_bytes(torch.device(model.device))
     blocks = await anyio.to_thread.run_sync(partial(load_blocks, model, sample, engine, report))
     context = context_tokens(model.config) or MAX_STEP_TOKENS
-    token_bytes = (await anyio.to_thread.run_sync(page_cost, blocks)).token_bytes / count
+    token_bytes = (await anyio.to_thread.run_sync(page_cost, blocks)).token_bytes_of(len(fitting), count)
     async with Engine(blocks, engine, context_tokens=context) as running:
         speed = await running.measure()
     needed = model.needed_bytes(fitting)
     kv_bytes = engine.kv_bytes or max(0, free - needed) // 2
-    pages = int(kv_bytes // (token_bytes * len(fitting) * PAGE_TOKENS))
+    pages = int(kv_bytes // (token_bytes * PAGE_TOKENS))
     whole = scaled(speed, model.needed_bytes(sample) / needed)
     return Trial(precision, model.num_blocks, len(fitting), needed, count, whole, pages * PAGE_TOKENS)

@@ -61,10 +61,17 @@ class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):
-    """Where a server's time went for one request, in seconds."""
+    """Where a server's time went for one request, in seconds.
+
+    Args:
+        queue_s: Until it began.
+        compute_s: From then on.
+        found_tokens: How many of a step's tokens it need not compute, as it had computed the same before.
+    """
 
     queue_s: Seconds
     compute_s: Seconds
+    found_tokens: Count = 0
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):

@@ -48,7 +48,7 @@ def stored(host):
     return [
         tensor
         for row in session.rows.rows
-        for block in sorted(row.blocks)
+        for block in session.rows.blocks.indices
         for tensor in (torch.tensor([row.length]), *row.read(block, 0, row.length))
     ]
 

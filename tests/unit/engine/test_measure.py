@@ -10,11 +10,12 @@ from corolla.terms import Span
 
 
 @pytest.mark.parametrize("span", ["llama", "bloom"], indirect=True)
-def test_a_token_takes_a_key_and_a_value_for_each_head_in_each_block(span):
+def test_a_token_takes_a_key_and_a_value_for_each_head_in_each_block_and_an_output_that_can_be_shared(span):
     config = span.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = config.hidden_size // config.num_attention_heads
-    assert page_cost(span).token_bytes == 4 * heads * 2 * width * torch.float32.itemsize
+    numbers = 4 * heads * 2 * width + (config.hidden_size if span.is_packable else 0)
+    assert page_cost(span).token_bytes == numbers * torch.float32.itemsize
 
 
 @pytest.mark.parametrize("span", ["mixtral", "qwen3", "gemma"], indirect=True)

@@ -26,6 +26,7 @@ from corolla.errors import (
     SessionExpired,
     UsageError,
 )
+from corolla.server.limits import PeerLimits
 from corolla.terms import Span
 from corolla.wire import (
     Backward,
@@ -354,3 +355,33 @@ async def test_a_client_that_vanishes_in_a_step_leaves_no_pages_behind(hosts, un
                 await channel.receive()
         await until(lambda: host.engine.load.sessions == 0)
         host.engine.check_integrity()
+
+
+async def prompt(channel, tokens, **changes):
+    """Open a session, give it a prompt of so many tokens that are all alike, close it; return the output."""
+    await ask(channel, opening(max_tokens=tokens, **changes), expected=SessionOpened)
+    output = await ask(channel, *step(tokens))
+    await ask(channel, CloseSession(), expected=Closed)
+    return output
+
+
+@pytest.mark.parametrize(("sharing", "found"), [("client", [0, 192, 0]), ("all", [0, 192, 192]), ("nobody", [0, 0, 0])])
+async def test_a_prompt_is_computed_once_for_those_who_may_share(hosts, sharing, found):
+    """Whose a session is, its channel proves; nothing that a client says makes it another's."""
+    async with hosts.host() as host, hosts.channel(host) as channel, hosts.channel(host) as stranger:
+        host.handler._limits = PeerLimits(sharing=sharing)
+        outputs = [await prompt(one, 200) for one in (channel, channel, stranger)]
+        assert [output.message.timing.found_tokens for output in outputs] == found
+        same = 192 * WIDTH * 4
+        assert len({bytes(output.payload)[:same] for output in outputs}) == 1
+        host.engine.check_integrity()
+
+
+async def test_who_gives_another_codec_or_other_blocks_gets_what_is_right_for_them(hosts):
+    async with hosts.host() as host, hosts.channel(host) as channel:
+        await prompt(channel, 200)
+        half = await prompt(channel, 200, codec="half")
+        assert half.message.tensors[0].codec == "fp16"
+        assert half.message.timing.found_tokens == 192  # what came in was the same
+        part = await prompt(channel, 200, span=Span(1, 4))
+        assert part.message.timing.found_tokens == 0
