@@ -26,7 +26,6 @@ from corolla.cli.signals import catch_signals
 from corolla.cli.state import with_state
 from corolla.cli.web import WebServer, listen
 from corolla.client import ClientConfig, Swarm
-from corolla.engine import share_heap
 from corolla.errors import UsageError
 from corolla.gateway import GatewayConfig, KeyConfig
 from corolla.gateway.accounts import Accounts, NewKey, Spent
@@ -100,7 +99,6 @@ def run(settings: Settings) -> None:
     output, config = Output(settings.get(OutputConfig)), settings.get(GatewayConfig)
     configure_logging(settings.get(OutputConfig).log_level, json=settings.get(OutputConfig).log_json)
     chat = settings.get(ChatConfig)
-    share_heap()  # each answer has a thread
     if chat.threads:
         torch.set_num_threads(chat.threads)
     with closing(_accounts(config)) as accounts:

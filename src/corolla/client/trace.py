@@ -55,6 +55,10 @@ class Trace:
         """What lets servers add to the trace that OpenTelemetry is told; ``None`` if it is told none."""
         return None if self._span is None else self._span.context
 
+    def forget(self) -> None:
+        """Remember nothing of what has happened; for a session that goes on when nobody will ask what did."""
+        self._entries.clear()
+
     def end(self) -> None:
         """Say that the session is over; doing so twice does no harm."""
         if self._span is not None:

@@ -83,6 +83,8 @@ class KeptSessions:
             offer: Of which model.
             session: The session; it is not to be used any more.
         """
+        if session.position:
+            session.trace.forget()  # a chat's session may go on for days, and remembers each step
         with self._lock:
             if not self._is_closed:
                 self._kept.append(_Kept(owner, offer.name, session, time.monotonic()))

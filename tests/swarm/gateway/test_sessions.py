@@ -55,6 +55,22 @@ def test_a_turn_sends_only_what_is_new(client, running, sent):
     assert again.choices[0].message.content == turn.choices[0].message.content
 
 
+def test_a_session_between_turns_remembers_no_steps(client, running, monkeypatch):
+    sessions, step = [], Session.step
+
+    async def noted(self, tokens, **more):
+        sessions.append(self)
+        return await step(self, tokens, **more)
+
+    monkeypatch.setattr(Session, "step", noted)
+    messages = [{"role": "user", "content": "what grows with every step?"}]
+    ask(client, running, messages)
+    ask(client, running, messages)
+    assert len(sessions) == 12
+    assert len({id(session) for session in sessions}) == 1
+    assert not sessions[0].trace.entries
+
+
 def test_nobody_goes_on_with_the_session_of_another_key(client, running, sent):
     messages = [{"role": "user", "content": "a secret " * 5}]
     ask(client, running, messages)
