@@ -124,6 +124,17 @@ def test_a_server_that_dies_is_shown_while_the_answer_goes_on(chat, swarm):
     answered(chat)
 
 
+@pytest.mark.parametrize("width", [1200, 900, 390])
+def test_a_long_question_pushes_nothing_off_the_page(chat, width):
+    chat.set_viewport_size({"width": width, "height": 760})
+    ask(chat, "a long question without an end " * 8)
+    answered(chat)
+    for control in ("#theme", "#send", "article.user .said"):
+        box = chat.locator(control).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
 def test_chats_are_kept_exported_and_deleted(chat):
     ask(chat, "First chat")
     answered(chat)
