@@ -40,7 +40,7 @@ export function drawStrip(strip, record) {
   }
   const events = element("ul", "", "events");
   for (const one of record.events ?? []) {
-    const text = `${one.gone.map(short).join(", ")} was lost after ${one.tokens} tokens; ${one.come.map(short).join(", ")} went on`;
+    const text = `${one.gone.map(short).join(", ")} was lost after ${one.tokens} token${one.tokens === 1 ? "" : "s"}; ${one.come.map(short).join(", ")} went on`;
     events.append(element("li", text));
   }
   const parts = record.chain?.length ? [hops] : [];
