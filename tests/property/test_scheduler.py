@@ -15,8 +15,8 @@ from corolla.terms import Span
 SPANS = (Span(0, 4), Span(1, 3))
 
 
-def step_work(counts, *, starts=None, blocks=SPANS[0], taps=()):
-    session = SessionRows(blocks, PagePool(1).lease(1, 1), tuple(RowKV() for _ in counts))
+def step_work(counts, *, starts=None, blocks=SPANS[0], taps=(), client=""):
+    session = SessionRows(blocks, PagePool(1).lease(1, 1), tuple(RowKV() for _ in counts), client=client)
     starts = tuple(starts or [0] * len(counts))
     return StepWork(session, torch.empty(sum(counts), 1), starts, tuple(counts), taps=taps)
 
@@ -49,8 +49,8 @@ class Run:
         self.scheduler.put(work)
         self.computed[work] = []
 
-    def tick(self):
-        self.latest = tick = self.scheduler.take()
+    def tick(self, prompt_tokens=None):
+        self.latest = tick = self.scheduler.take(prompt_tokens)
         if tick is None:
             return False
         if isinstance(tick, ForwardTick):
@@ -175,6 +175,56 @@ def test_the_oldest_of_long_prompts_gets_what_is_left_of_a_tick():
     assert [work.done_tokens for work in prompts] == [100 - 2 * SHARE_TOKENS, SHARE_TOKENS, SHARE_TOKENS]
     run.tick()
     assert [work.done_tokens for work in prompts] == [200 - 4 * SHARE_TOKENS, 2 * SHARE_TOKENS, 2 * SHARE_TOKENS]
+
+
+@given(
+    decodes=st.integers(0, 20),
+    prompts=st.lists(st.integers(17, 500), min_size=1, max_size=5),
+    limit=st.integers(1, 8).map(lambda shares: shares * SHARE_TOKENS),
+)
+def test_a_tick_has_no_more_of_prompts_than_it_may(decodes, prompts, limit):
+    run = Run(tick_tokens=512)
+    works = [step_work([prompt]) for prompt in prompts]
+    for work in works:
+        run.put(work)
+    while not all(work.is_complete for work in works):
+        singles = [step_work([1], starts=[9]) for _ in range(decodes)]
+        for work in singles:
+            run.put(work)
+        assert run.tick(limit)
+        assert all(work.is_complete for work in singles)
+        due = [slices for work, slices in run.latest.parts if work in works]
+        assert 0 < sum(part.tokens for slices in due for part in slices) <= limit + SHARE_TOKENS * len(prompts)
+        longer = [work for work, slices in run.latest.parts if work in works and work.left_tokens]
+        assert sum(sum(part.tokens for part in slices) for work, slices in run.latest.parts if work in longer) <= limit
+
+
+@given(prompts=st.integers(1, 12), tokens=st.integers(200, 2000))
+def test_a_client_with_many_prompts_has_no_more_than_one_with_a_single_one(prompts, tokens):
+    run = Run(tick_tokens=512)
+    many = [step_work([tokens], client="many") for _ in range(prompts)]
+    for work in many:
+        run.put(work)
+    run.tick()
+    single = step_work([tokens], client="single")
+    run.put(single)
+    had = sum(work.done_tokens for work in many)
+    while not single.is_complete:
+        run.tick()
+        if not single.is_complete and any(work.left_tokens > SHARE_TOKENS for work in many):
+            more = sum(work.done_tokens for work in many) - had
+            assert abs(more - single.done_tokens) <= 2 * 512
+
+
+def test_clients_that_train_take_turns():
+    run = Run(forward_tokens=8)
+    batches = [forward_work(10, 8) for _ in range(3)]
+    for batch, client in zip(batches, ("many", "many", "single"), strict=True):
+        batch.client = client
+        run.put(batch)
+    for _ in range(12):
+        run.tick()
+    assert [batch.done_rows for batch in batches] == [3, 3, 6]
 
 
 def test_sessions_on_other_blocks_take_turns():

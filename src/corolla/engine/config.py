@@ -37,6 +37,13 @@ class EngineConfig:
             "unit": "tokens",
         },
     )
+    tick_ms: int = field(
+        default=200,
+        metadata={
+            "help": "while others decode, a long prompt is computed for about so long until they have their next token",
+            "unit": "milliseconds",
+        },
+    )
     forward_tokens: int = field(
         default=1024,
         metadata={"help": "tokens of a training batch computed at once, if not a single row", "unit": "tokens"},

@@ -135,7 +135,14 @@ class Engine:
         return self._observed.speed
 
     def open_session(
-        self, blocks: Span, rows: int, max_tokens: int, adapter: Adapter | None = None, *, scope: bytes | None = None
+        self,
+        blocks: Span,
+        rows: int,
+        max_tokens: int,
+        adapter: Adapter | None = None,
+        *,
+        scope: bytes | None = None,
+        client: str = "",
     ) -> SessionRows:
         """Let a session in.
 
@@ -146,6 +153,7 @@ class Engine:
             adapter: What is added to the blocks; ``None`` for nothing.
             scope: Sessions of the same scope, and of the same blocks, are not computed again what one of them was, and
                 hold it once; it says what is added to the blocks, if anything is. ``None`` to share nothing.
+            client: Whose it is; prompts of clients take turns.
 
         Raises:
             UsageError: If the adapter has a prefix for some of the blocks only.
@@ -163,7 +171,8 @@ class Engine:
         capacity_tokens = prefix_tokens + max_tokens
         lease = self._pool.lease(rows, capacity_tokens)
         self._worker.reuse.make_room(self._pool.free_pages)
-        session = SessionRows(blocks, lease, tuple(self._new_row(capacity_tokens) for _ in range(rows)), adapter)
+        new_rows = tuple(self._new_row(capacity_tokens) for _ in range(rows))
+        session = SessionRows(blocks, lease, new_rows, adapter, client=client)
         if scope is not None and not prefix_tokens and self.span.is_chunkable:
             self._worker.reuse.watch(session.idle_rows(), hashlib.sha256(f"{blocks}:".encode() + scope).digest())
         return session

@@ -104,6 +104,7 @@ class SessionRows:
         rows: Its rows; ``None`` while a step has them.
         adapter: What is added to the blocks for it; its prefix stands before every row.
         ended: Why the session cannot go on; empty while it can.
+        client: Whose it is: clients share what there is to compute with.
     """
 
     blocks: Span
@@ -111,6 +112,7 @@ class SessionRows:
     rows: tuple[Row, ...] | None
     adapter: Adapter | None = None
     ended: str = ""
+    client: str = ""
 
     @property
     def prefix_tokens(self) -> int:
@@ -168,6 +170,7 @@ class Work:
         self.started_at_s: float | None = None
         self.compute_s = 0.0
         self.is_cancelled = False
+        self.client = ""
         self.outputs: tuple[torch.Tensor, ...] = ()
         self._like = like
         self._count = outputs
@@ -222,6 +225,7 @@ class StepWork(Work):
     ) -> None:
         super().__init__(hidden_ND, 1 + len(taps))
         self.session = session
+        self.client = session.client
         self.blocks = session.blocks
         self.rows = session.idle_rows()
         self.adapter = session.adapter
@@ -309,11 +313,13 @@ class Sequences(NamedTuple):
         hidden_BTD: What enters the first block.
         attention_mask_BT: 0 for padding; ``None`` if there is none.
         position_ids_BT: ``None`` for 0, 1, 2, ...
+        client: Whose they are; batches of clients take turns.
     """
 
     hidden_BTD: torch.Tensor
     attention_mask_BT: torch.Tensor | None = None
     position_ids_BT: torch.Tensor | None = None
+    client: str = ""
 
 
 class ForwardWork(Work):
@@ -337,8 +343,9 @@ class ForwardWork(Work):
         adapter: Adapter | None = None,
         trains: bool = False,
     ) -> None:
-        hidden_BTD, attention_mask_BT, position_ids_BT = sequences
+        hidden_BTD, attention_mask_BT, position_ids_BT, client = sequences
         super().__init__(hidden_BTD, 1 if grads_BTD is not None else 1 + len(taps))
+        self.client = client
         self.adapter = adapter
         self.adapter_grads = [torch.zeros_like(one) for one in adapter.tensors] if adapter and trains else []
         self.blocks = blocks

@@ -136,7 +136,8 @@ class Worker:
                     if (left_s := self._gathering.wait_s(sessions, free_at_s, now_s)) > 0:
                         self._changed.wait(left_s)
                         continue
-                if len(self._scheduler) and (tick := self._scheduler.take()) is not None:
+                prompt_tokens = self._gathering.prompt_tokens(self._config.tick_ms / 1e3, time.perf_counter())
+                if len(self._scheduler) and (tick := self._scheduler.take(prompt_tokens)) is not None:
                     return tick
                 if self._is_untidy:
                     self._is_untidy = False
@@ -172,6 +173,9 @@ class Worker:
         elapsed_s = time.perf_counter() - started_at_s
         if isinstance(tick, StepTick) and tick.is_decoding:
             self._gathering.note([work.session for work, _ in tick.parts], started_at_s, elapsed_s)
+        elif isinstance(tick, StepTick):
+            decoding, prompt_tokens = tick.apart()
+            self._gathering.note_prompt(decoding, prompt_tokens, started_at_s, elapsed_s)
         for work in works:
             work.compute_s += elapsed_s
             if failure or work.is_complete:

@@ -135,7 +135,7 @@ class Handler:
             engine = self._engine_for(message.model, message.span)
             lending = self.adapters.lend(engine.span, message.span, message.adapters)
             with lending as adapter, anyio.fail_after(deadline_s):
-                reply, buffers = await _compute(engine, message, payload, adapter)
+                reply, buffers = await _compute(engine, message, payload, adapter, channel.peer)
         except Error as error:
             self.refused[error.code] += 1
             await channel.send(Failure.of(error))
@@ -188,7 +188,9 @@ class Handler:
         scope = self._limits.scope(peer, opening.adapters)
         while True:
             try:
-                return engine.open_session(opening.span, opening.rows, opening.max_tokens, adapter, scope=scope)
+                return engine.open_session(
+                    opening.span, opening.rows, opening.max_tokens, adapter, scope=scope, client=peer
+                )
             except PeerBusy:
                 if not self._make_room(engine, peer):
                     raise
@@ -283,7 +285,7 @@ def _too_late(deadline_s: float | None) -> PeerTimeout:
 
 
 async def _compute(
-    engine: Engine, message: Forward | Backward, payload: memoryview, adapter: Adapter | None
+    engine: Engine, message: Forward | Backward, payload: memoryview, adapter: Adapter | None, client: PeerId
 ) -> tuple[Output | Gradients, list[Buffer]]:
     metas = (message.hidden,) if isinstance(message, Forward) else message.tensors
     hidden_BTD, *grads_BTD = decode_tensors(engine, metas, payload, axes=3)
@@ -299,6 +301,7 @@ async def _compute(
             hidden_BTD,
             _integers(message.attention_mask, torch.uint8, rows, tokens),
             _integers(message.position_ids, torch.int32, rows, tokens),
+            client,
         ),
         taps=message.taps,
         grads_BTD=tuple(grads_BTD) or None,

@@ -41,3 +41,17 @@ def test_nobody_waits_for_who_has_ended_or_fallen_silent():
     gathering = gathering_of(sessions_of(8))
     gathering.note(sessions_of(1), 20.0, 0.02)
     assert gathering.wait_s(1, 20.1, 20.1) == 0
+
+
+def test_prompts_are_cut_to_a_limit_in_time_while_others_decode():
+    sessions = sessions_of(2)
+    gathering = gathering_of(sessions)
+    assert gathering.prompt_tokens(0.2, 10.1) is None  # nothing is known of prompts
+    gathering.note_prompt([], 500, 10.1, 1.0)  # 2 ms a token
+    assert gathering.prompt_tokens(0.2, 11.0) == 96  # 100, in whole sixteens
+    assert gathering.prompt_tokens(0.001, 11.0) == 16
+    assert gathering.prompt_tokens(0.2, 13.0) is None  # they are silent
+    gathering.note_prompt(sessions[:1], 100, 12.0, 1.0)  # a long row: 10 ms a token
+    assert gathering.prompt_tokens(0.2, 13.0) == 48
+    sessions[0].end("its client has left")
+    assert gathering.prompt_tokens(0.2, 13.0) is None
