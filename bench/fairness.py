@@ -26,7 +26,7 @@ MODEL = "smollm2"
 BLOCKS = Span(0, 10)
 SESSIONS = 32
 PROMPT_TOKENS, PIECE_TOKENS = 2048, 512
-FIRST_TOKENS = 64
+FIRST_TOKENS, SESSION_TOKENS = 64, 1536
 WARM_UP_S, MEASURED_S = 4.0, 20.0
 CONFIG = EngineConfig(threads=1, kv_bytes=1 << 30)
 
@@ -57,7 +57,7 @@ async def _measure(engine: Engine, sessions: int, has_prompts: bool) -> list[flo
         await engine.measure()
         async with anyio.create_task_group() as tasks:
             for number in range(sessions):
-                session = engine.open_session(BLOCKS, 1, 4096, client=f"client {number}")
+                session = engine.open_session(BLOCKS, 1, SESSION_TOKENS, client=f"client {number}")
                 tasks.start_soon(_chat, engine, session, waits_s)
             if has_prompts:
                 tasks.start_soon(_send_prompts, engine)
